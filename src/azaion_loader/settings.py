@@ -18,6 +18,14 @@ class InvalidSetting(ValueError):
     """A variable of the environment that can't be used; the message names it and says what it takes."""
 
 
+def child_environment() -> dict[str, str]:
+    """Return the environment for a program that the loader starts.
+
+    It is the loader's own (DOCKER_HOST, PATH, proxies), with messages in the language that the loader reads.
+    """
+    return {**os.environ, "LC_ALL": "C"}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings; `_s` are seconds, `_bytes` bytes."""
