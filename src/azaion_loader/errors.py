@@ -14,7 +14,9 @@
      ├── AccessDenied                                   the Resource API says no
      │    ├── InvalidCredentials    invalid_credentials
      │    ├── NotAuthenticated      not_authenticated
+     │    │    └── TokenRefused     not_authenticated   a call's 401; sessions logs in again once
      │    ├── Forbidden             forbidden
+     │    │    └── TokenForbidden   forbidden           a call's 403; the same
      │    ├── HardwareMismatch      hardware_mismatch
      │    ├── AccountLocked         account_locked      may carry retry_after_s
      │    └── RateLimited           rate_limited        may carry retry_after_s
@@ -133,6 +135,14 @@ class Forbidden(AccessDenied):
     """The Resource API answered 403 even after one new log-in."""
 
     code = "forbidden"
+
+
+class TokenRefused(NotAuthenticated):
+    """The Resource API answered 401 to this token; a new one may do better."""
+
+
+class TokenForbidden(Forbidden):
+    """The Resource API answered 403 to this token; a new one may do better."""
 
 
 class HardwareMismatch(AccessDenied):

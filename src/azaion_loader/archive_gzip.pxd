@@ -1,0 +1,1 @@
+# The classes of this module are plain Python classes: they hold no C state, only zlib's.

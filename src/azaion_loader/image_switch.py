@@ -1,0 +1,129 @@
+"""Moves tags from the old images to the new ones, all or none, also across a kill.
+
+The order makes every moment repairable: the journal names each tag with its old image; rollback tags keep the old
+images alive (a containerd store drops an image when its last tag is replaced); then the tags move; the journal's
+entry is emptied, which is the commit; then the rollback tags go.
+"""
+
+from dataclasses import replace
+
+from loguru import logger
+
+from azaion_loader.docker_cli import DockerCli
+from azaion_loader.errors import ImagesMissing, LoaderError
+from azaion_loader.required_images import short_tag
+from azaion_loader.unlock_journal import RunRecord, TagMove, UnlockJournal
+from azaion_loader.unlock_plan import ROLLBACK_REPOSITORY, STAGING_REPOSITORY, UnlockPlan, is_same, left_over_tags
+
+
+class ImageSwitch:
+    """Acts on one engine; `store` is its kind (`docker_cli.EngineInfo.store`)."""
+
+    def __init__(self, docker: DockerCli, store: str, journal: UnlockJournal) -> None:
+        self._docker = docker
+        self._store = store
+        self._journal = journal
+
+    def switch(self, plan: UnlockPlan, record: RunRecord) -> None:
+        """Give every tag of the plan its image, or leave all as they were.
+
+        Every image must stand in the engine, under its `source` or its staging tag. Raises ImagesMissing if a tag
+        does not name its image afterwards, DockerError or DiskFull; the tags are restored before it raises.
+        """
+        if not plan.moves:
+            return
+        moves = tuple(
+            TagMove(tag, plan.before.get(tag), f"{ROLLBACK_REPOSITORY}:{record.run_id}-{number}")
+            for number, (tag, _) in enumerate(plan.moves)
+        )
+        self._journal.write_run(replace(record, switch=moves))
+        try:
+            for move in moves:
+                if move.before is not None:
+                    self._docker.tag(move.before, move.rollback)
+            for tag, planned in plan.moves:
+                self._docker.tag(planned.source or planned.staged, tag)
+            self.prove(plan)
+        except BaseException:
+            self._restore_after_failure(replace(record, switch=moves))
+            raise
+        self._journal.write_run(replace(record, switch=()))
+        self._drop_rollback(moves)
+
+    def prove(self, plan: UnlockPlan) -> None:
+        """Raise ImagesMissing unless each tag of the plan names the archive's image."""
+        tags = [tag for planned in plan.images for tag in planned.tags]
+        found = {short_tag(tag): info for tag, info in self._docker.inspect(tags).items()}
+        wrong = [
+            tag
+            for planned in plan.images
+            for tag in planned.tags
+            if tag not in found or not is_same(planned.image, found[tag], self._store)
+        ]
+        if wrong:
+            raise ImagesMissing(f"The engine does not hold the archive's images under: {', '.join(wrong)}.")
+
+    def restore(self, record: RunRecord) -> None:
+        """Put the tags of a half-done switch back; without effect if there is none.
+
+        Raises DockerError if the engine can't be asked: then the journal keeps the entry for the next try.
+        """
+        if not record.switch:
+            return
+        logger.warning("Restoring {} image tags of run {}", len(record.switch), record.run_id)
+        present = self._docker.inspect([m.rollback for m in record.switch if m.before is not None])
+        kept = {short_tag(tag) for tag in present}
+        for move in record.switch:
+            if move.before is None:
+                self._docker.remove(move.tag)
+            elif move.rollback in kept:
+                # Without its rollback tag the move had not begun: rollback tags come first, all of them.
+                self._docker.tag(move.rollback, move.tag)
+                self._docker.remove(move.rollback)
+        self._journal.write_run(replace(record, switch=()))
+
+    def discard_staged(self, tags: list[str]) -> None:
+        """Remove staging tags, and with them the images that nothing else names. Faults are logged, not raised:
+        this runs after a failure whose own report matters more, and the next run sweeps again."""
+        for tag in tags:
+            try:
+                self._docker.remove(tag)
+            except LoaderError as err:
+                logger.warning("The staged image {} could not be removed: {}", tag, err.message)
+
+    def sweep(self, keep_staged: list[str]) -> None:
+        """Remove what killed runs left: staging tags of other archives, rollback tags without a switch."""
+        engine = self._docker.images()
+        self.discard_staged(left_over_tags(engine, STAGING_REPOSITORY, keep_staged))
+        ours = (f"{STAGING_REPOSITORY}:", f"{ROLLBACK_REPOSITORY}:")
+        names = (short_tag(tag) for info in engine for tag in info.tags)
+        standing = next((name for name in names if not name.startswith(ours)), None)
+        for tag in left_over_tags(engine, ROLLBACK_REPOSITORY, ()):
+            if standing is not None:
+                self._untag(tag, standing)
+            else:
+                self._docker.remove(tag)
+
+    def _restore_after_failure(self, record: RunRecord) -> None:
+        try:
+            self.restore(record)
+        except LoaderError as err:
+            logger.error("The tags could not be restored yet, the next run will: {}", err.message)
+
+    def _drop_rollback(self, moves: tuple[TagMove, ...]) -> None:
+        for move in moves:
+            if move.before is not None:
+                try:
+                    self._untag(move.rollback, move.tag)
+                except LoaderError as err:
+                    logger.warning("The rollback tag {} stays until the next run: {}", move.rollback, err.message)
+
+    def _untag(self, rollback: str, standing: str) -> None:
+        """Drop a rollback tag without deleting the old image.
+
+        `docker rmi` of an image's last tag deletes the image, and fails if a container runs from it. A tag that has
+        first been moved to an image with other names can always go, and the old image stays, untagged, for the
+        clean-up that knows which images are the loader's own.
+        """
+        self._docker.tag(standing, rollback)
+        self._docker.remove(rollback)
