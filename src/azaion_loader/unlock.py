@@ -199,7 +199,7 @@ class UnlockJob:
                 repair.join()
             run = UnlockRun(
                 self._settings,
-                self._docker(),
+                self._docker().watched(self._check_stopping),
                 self._journal,
                 self._meter,
                 log_in=self._log_in,

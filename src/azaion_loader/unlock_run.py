@@ -4,6 +4,7 @@ The stages follow `unlock_state.UnlockState`. Nothing reaches the engine before 
 that a device runs from moves before every image stands in the engine (`unlock_plan`, `image_switch`).
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -90,13 +91,15 @@ class UnlockRun:
         self._meter.stage("asking the engine what it holds")
         engine = self._docker.info()
         check_platform(tagged, engine.os, engine.architecture)
-        plan = make_plan(tagged, self._docker.images(), engine.store)
+        present = self._docker.images()
+        plan = make_plan(tagged, present, engine.store)
         switch = ImageSwitch(self._docker, engine.store, self._journal)
         switch.sweep([planned.staged for planned in plan.images])
         total = len(plan.images)
         self._meter.images(total - len(plan.to_load), total)
-        loader = ImageLoader(self._docker, engine, index, archive.reader, self._meter, self._cancelled)
-        loader.prepare(plan)
+        threads = self._settings.unlock_parallel or os.cpu_count() or 1
+        loader = ImageLoader(self._docker, engine, index, archive.reader, self._meter, self._cancelled, threads)
+        loader.prepare(plan, [info.layers for info in present])
         self._check_space(engine, loader.given_bytes)
         self._meter.stage("proving the layers")
         loader.prove()
