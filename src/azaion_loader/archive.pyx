@@ -220,10 +220,10 @@ def prove_layers(
 ) -> None:
     """Hash each of these layers once, with `threads` workers of about 1 MiB each.
 
-    `progress(n)` is told each `n` bytes of the tar that were newly proved, by one thread at a time; `cancelled` is called
-    by all of them. A packed layer is proved packed and unpacked. Layers proved by `open_archive` are not read again, but
-    counted. Raises ArchiveInvalid for the first layer (in the order of the archive) that was found damaged, or what
-    `cancelled` raises.
+    `progress(n)` is told each `n` bytes of the tar that were newly proved, by one thread at a time; `cancelled` is
+    called by all of them. A packed layer is proved packed and unpacked. Layers proved by `open_archive` are counted,
+    but not read again. Raises ArchiveInvalid for the first layer (in the order of the archive) that was found damaged, or
+    what `cancelled` raises.
     """
     todo = []
     for layer in distinct_layers(layers):

@@ -118,14 +118,6 @@ def _check_repositories(repositories: dict[str, object]) -> None:
                 raise ArchiveInvalid("The archive's member 'repositories' does not have the expected form.")
 
 
-def familiar_tag(tag: str) -> str:
-    """Return a tag as Docker shows it, without the name of its own registry (podman and skopeo write that out)."""
-    for prefix in ("docker.io/library/", "docker.io/"):
-        if tag.startswith(prefix):
-            return tag[len(prefix) :]
-    return tag
-
-
 def _read_image(entry: dict[str, object], members: Mapping[str, Member], contents: Contents) -> ArchiveImage:
     config_name = as_text(entry.get("Config"), "manifest.json")
     named = _CONFIG.fullmatch(config_name)
@@ -143,7 +135,7 @@ def _read_image(entry: dict[str, object], members: Mapping[str, Member], content
     names = [as_text(value, "manifest.json") for value in as_list(entry.get("Layers"), "manifest.json")]
     if rootfs.get("type") != "layers" or len(names) != len(diff_ids):
         raise ArchiveInvalid(f"The archive's config '{config_name}' does not fit the layers of its image.")
-    tags = tuple(familiar_tag(as_text(tag, "manifest.json")) for tag in as_list(entry.get("RepoTags"), "manifest.json"))
+    tags = tuple(as_text(tag, "manifest.json") for tag in as_list(entry.get("RepoTags"), "manifest.json"))
     variant, created = config.get("variant"), config.get("created")
     return ArchiveImage(
         tags=tags,

@@ -229,8 +229,8 @@ def walk_tar(source: object, visit: object, cancelled: object) -> dict:
     """Walk the whole tar and return its members by name, in the order of the archive.
 
     `visit(member, source)` is called for each file and takes or skips exactly its bytes. Symbolic links may point to
-    a file anywhere in the archive (`docker save` sorts its members), hard links to an earlier one. Raises ArchiveInvalid
-    for anything that tar writers don't write, and for names that leave the archive or stand in it twice.
+    a file anywhere in the archive (`docker save` sorts its members), hard links to an earlier one. Raises
+    ArchiveInvalid for anything that tar writers don't write, and for names that leave the archive or stand in it twice.
     """
     cdef Header header
     cdef _Extension extension = _Extension()
