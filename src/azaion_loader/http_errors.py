@@ -15,6 +15,7 @@ from loguru import logger
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from azaion_loader import errors
 from azaion_loader.schemas import Problem
@@ -118,19 +119,40 @@ async def handle_error(_request: Request, error: Exception) -> Response:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Make `handle_error` the one handler of `app`.
+    """Make `handle_error` the one handler of `app`; call it after every other middleware was added."""
+    for cls in (errors.LoaderError, RequestValidationError, HTTPException, ClientDisconnect):
+        app.add_exception_handler(cls, handle_error)
+    app.add_middleware(_LastResort)
 
-    Under BaseException it stands inside the framework's own last resort, which would answer, and then raise again
-    for the server to log a second time. Under Exception it is that last resort, for faults of a middleware.
-    """
-    for cls in (errors.LoaderError, RequestValidationError, HTTPException, BaseException, Exception):
-        app.add_exception_handler(cls, handle_error)  # type: ignore[arg-type]
+
+class _LastResort:
+    """Answers what nobody foresaw. The framework's own last resort raises it again, to be logged a second time."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as err:
+            if started or scope["type"] != "http":
+                raise  # an answer is under way: all that is left is to break it off, which the server does
+            response = await handle_error(Request(scope), err)
+            await response(scope, receive, send)
 
 
 def documented(*classes: type[errors.LoaderError]) -> dict[int | str, dict[str, Any]]:
     """Return OpenAPI's `responses` for a route that raises `classes`; those of every route are added."""
     codes: dict[int, list[str]] = {}
-    for cls in (*classes, *_EVERYWHERE):
+    raised: tuple[type[errors.LoaderError], ...] = (*classes, *_EVERYWHERE)
+    for cls in raised:
         codes.setdefault(STATUS[cls], []).append(cls.code)
     return {
         status: {"model": Problem, "description": " or ".join(f"`{code}`" for code in sorted(set(words)))}

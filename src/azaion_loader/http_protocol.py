@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from typing import cast
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -54,7 +53,7 @@ class BoundedHttpProtocol(H11Protocol):
             h11.Data(content),
             h11.EndOfMessage(),
         )
-        self.transport.write(b"".join(cast("bytes", self.conn.send(event)) for event in answer))
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in answer))
         self.transport.close()
 
     def _start_clock(self) -> None:

@@ -20,6 +20,9 @@ from typing import TYPE_CHECKING
 from loguru import logger
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
+
     from loguru import Message, Record
 
 RETENTION_DAYS = 30
@@ -52,11 +55,15 @@ def set_up_logs(log_dir: Path) -> None:
     """Send every record to standard error and to `log_dir/log_loader_<YYYYMMDD>.txt`; replaces an earlier set-up."""
     logger.remove()
     logger.configure(patcher=_make_safe)
-    options = {"level": "INFO", "format": _format, "diagnose": False, "backtrace": False}
     if sys.stderr is not None:  # a daemon may run without one
-        logger.add(sys.stderr, colorize=sys.stderr.isatty(), **options)
-    logger.add(DailyFile(log_dir).write, colorize=False, **options)
+        _add(sys.stderr, colorize=sys.stderr.isatty())
+    _add(DailyFile(log_dir).write, colorize=False)
     _take_over_standard_logging()
+
+
+def _add(sink: "TextIO | Callable[[Message], None]", *, colorize: bool) -> None:
+    # `diagnose` would print the values of variables, passwords with them.
+    logger.add(sink, level="INFO", format=_format, colorize=colorize, diagnose=False, backtrace=False)
 
 
 def clean(text: str) -> str:
@@ -143,9 +150,12 @@ class _ToLoguru(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.name == "uvicorn.access" and _is_routine(record.args):
             return
-        name, level = record.name, record.levelname if record.levelno in _LEVELS else max(record.levelno, 0)
-        source = logger.patch(lambda target: target.update(name=name))
-        source.opt(exception=record.exc_info).log(level, record.getMessage())
+
+        def rename(target: "Record") -> None:
+            target["name"] = record.name
+
+        level = record.levelname if record.levelno in _LEVELS else max(record.levelno, 0)
+        logger.patch(rename).opt(exception=record.exc_info).log(level, record.getMessage())
 
 
 _LEVELS = frozenset({logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL})

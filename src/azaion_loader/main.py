@@ -91,7 +91,7 @@ def create_app(settings: Settings | None = None, services: Services | None = Non
         title="Azaion.Loader", version=__version__, lifespan=lifespan, redirect_slashes=False, telemetry=silent
     )
     app.state.services = services
-    app.add_middleware(Guard, allowed_hosts=services.settings.allowed_hosts, api_token=services.api_token())
+    app.add_middleware(Guard, allowed_hosts=services.settings.allowed_hosts, api_token=services.api_token)
     handle_errors(app)
     app.include_router(router)
     return app
