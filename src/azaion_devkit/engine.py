@@ -18,12 +18,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
 from azaion_devkit.engine_install import EngineMissing, ensure_client, ensure_engine, require_root
+from azaion_devkit.engine_pid import end_process, running, within
 from azaion_devkit.engine_tree import prepare_tree
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -80,12 +80,7 @@ class Engine:
     @property
     def pid(self) -> int | None:
         """The engine's process, if it runs."""
-        try:
-            pid = int((self.directory / "docker.pid").read_text())
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except (OSError, ValueError):
-            return None
-        return pid if name == "dockerd" else None
+        return running(self.directory / "docker.pid", "dockerd")
 
     def __enter__(self) -> Self:
         self.start()
@@ -110,14 +105,14 @@ class Engine:
         """Stop the engine, if it runs, and wait until it is gone. What it holds stays in its directory."""
         pid = self.pid
         if pid is not None:
-            _end(pid, signal.SIGTERM, STOP_TIMEOUT_S)
+            end_process(pid, signal.SIGTERM, STOP_TIMEOUT_S)
         self._clear_after_exit()
 
     def kill(self) -> None:
         """End the engine as a power cut would, and its containerd with it."""
         pid = self.pid
         if pid is not None:
-            _end(pid, signal.SIGKILL, STOP_TIMEOUT_S)
+            end_process(pid, signal.SIGKILL, STOP_TIMEOUT_S)
         self._clear_after_exit()
 
     def _ways(self) -> Iterator[list[str]]:
@@ -149,7 +144,7 @@ class Engine:
                 stderr=log,
                 start_new_session=True,
             )
-        came_up = _within(START_TIMEOUT_S, lambda: answers(self.host) or self._has_exited())
+        came_up = within(START_TIMEOUT_S, lambda: answers(self.host) or self._has_exited())
         if came_up and not self._has_exited():
             return True
         self.kill()
@@ -165,13 +160,9 @@ class Engine:
             self._process = None
         # A killed engine leaves its containerd, which would hold the directory.
         pid_file = self.directory / "exec" / "containerd" / "containerd.pid"
-        try:
-            pid = int(pid_file.read_text())
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except (OSError, ValueError):
-            pid, name = 0, ""
-        if name == "containerd":
-            _end(pid, signal.SIGKILL, STOP_TIMEOUT_S)
+        pid = running(pid_file, "containerd")
+        if pid is not None:
+            end_process(pid, signal.SIGKILL, STOP_TIMEOUT_S)
         for path in (pid_file, self.directory / "docker.pid", self.socket):
             path.unlink(missing_ok=True)
 
@@ -256,29 +247,6 @@ def private_engine(*, network: bool = False) -> Iterator[Engine]:
         yield own
     finally:
         own.remove()
-
-
-def _within(timeout_s: float, condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def _end(pid: int, number: int, timeout_s: float) -> None:
-    def gone() -> bool:
-        try:  # a zombie, which its parent has not asked for yet, counts as gone
-            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-        except OSError:
-            return True
-
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
-        if not _within(timeout_s, gone) and number != signal.SIGKILL:
-            os.kill(pid, signal.SIGKILL)
-            _within(timeout_s, gone)
 
 
 @contextlib.contextmanager

@@ -35,20 +35,26 @@ def read_device_credentials(path: Path) -> Credentials | None:
         return None
     except OSError as err:
         raise NotAuthenticated(f"Nobody has logged in, and {path} can't be read: {err.strerror}.") from err
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotAuthenticated(f"Nobody has logged in, and {path} is not a regular file.")
-        if status.st_mode & _FORBIDDEN_MODE:
-            raise NotAuthenticated(
-                f"Nobody has logged in, and {path} is refused: its mode is {stat.S_IMODE(status.st_mode):04o}, so that "
-                "others may read or change it; set 0600, or 0640 with the service's group."
-            )
-        try:
-            data = file.read(_MAX_BYTES + 1)
-        except OSError as err:
-            raise NotAuthenticated(f"Nobody has logged in, and {path} can't be read: {err.strerror}.") from err
+    try:
+        data = _read_private(descriptor, path)
+    except OSError as err:
+        raise NotAuthenticated(f"Nobody has logged in, and {path} can't be read: {err.strerror}.") from err
+    finally:
+        os.close(descriptor)
     return parse_device_conf(data, str(path))
+
+
+def _read_private(descriptor: int, path: Path) -> bytes:
+    """Return what the open file holds, at most one byte more than is allowed. Raises NotAuthenticated, OSError."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise NotAuthenticated(f"Nobody has logged in, and {path} is not a regular file.")
+    if status.st_mode & _FORBIDDEN_MODE:
+        raise NotAuthenticated(
+            f"Nobody has logged in, and {path} is refused: its mode is {stat.S_IMODE(status.st_mode):04o}, so that "
+            "others may read or change it; set 0600, or 0640 with the service's group."
+        )
+    return os.read(descriptor, _MAX_BYTES + 1)
 
 
 def parse_device_conf(data: bytes, name: str) -> Credentials | None:

@@ -247,6 +247,15 @@ class _Child:
         # A process in an uninterruptible wait outlives even that; the interpreter reaps it later.
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(KILL_WAIT_S)
+        self._reap_inherited()
+
+    def _reap_inherited(self) -> None:
+        """Reap what the program left: it is ours where the loader is process 1, as in a container."""
+        deadline = time.monotonic() + LEFTOVER_S
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < deadline:
+                if os.waitpid(-self._process.pid, os.WNOHANG)[0] == 0:
+                    time.sleep(0.01)
 
     def _wait(self, timeout_s: float) -> None:
         """Wait for the end, and let the program write meanwhile, or a full pipe would keep it from ending."""

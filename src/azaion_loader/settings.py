@@ -3,15 +3,40 @@
 Names and defaults are those of the README's table. Nothing else in the package reads the environment.
 """
 
+import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 GIB = 1 << 30
 
+_HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?", re.ASCII)
+_PORT = re.compile(r":[0-9]{0,5}", re.ASCII)
+
 # Loader's own files: the name rule refuses a leading dot, so no resource can reach this directory.
 STATE_DIRECTORY = ".azaion-loader"
+
+
+def host_name(value: str) -> str | None:
+    """Return the host of `host[:port]` in one spelling (lower case, no final dot, short IPv6), or None for nonsense."""
+    value = value.strip().lower()
+    bracketed, closing, rest = value[1:].partition("]") if value.startswith("[") else ("", "", "")
+    if not closing and value.count(":") > 1:
+        bracketed, rest = value, ""
+    if bracketed:
+        try:
+            return str(ipaddress.IPv6Address(bracketed)) if _is_port(rest) else None
+        except ValueError:
+            return None
+    name, colon, port = value.partition(":")
+    name = name.removesuffix(".")
+    return name if _HOST_NAME.fullmatch(name) and _is_port(colon + port) else None
+
+
+def _is_port(text: str) -> bool:
+    return not text or _PORT.fullmatch(text) is not None
 
 
 class InvalidSetting(ValueError):
@@ -95,7 +120,7 @@ class Settings:
             require_part_mac=read.flag("REQUIRE_PART_MAC", default.require_part_mac),
             allow_downgrade=read.flag("ALLOW_DOWNGRADE", default.allow_downgrade),
             remove_superseded_images=read.flag("REMOVE_SUPERSEDED_IMAGES", default.remove_superseded_images),
-            allowed_hosts=read.words("ALLOWED_HOSTS"),
+            allowed_hosts=read.hosts("ALLOWED_HOSTS"),
             cache_max_bytes=read.whole("CACHE_MAX_BYTES", default.cache_max_bytes),
             upload_max_bytes=read.whole("UPLOAD_MAX_BYTES", default.upload_max_bytes),
             archive_max_bytes=read.whole("ARCHIVE_MAX_BYTES", default.archive_max_bytes),
@@ -136,8 +161,14 @@ class _Reader:
             return False
         raise InvalidSetting(f"{name} takes 0 or 1")
 
-    def words(self, name: str) -> tuple[str, ...]:
-        return tuple(word for word in self.text(name, "").replace(",", " ").split() if word != "*")
+    def hosts(self, name: str) -> tuple[str, ...]:
+        words = self.text(name, "").replace(",", " ").split()
+        if "*" in words:
+            return ()
+        hosts = tuple(dict.fromkeys(host for word in words if (host := host_name(word)) is not None))
+        if any(host_name(word) is None for word in words):
+            raise InvalidSetting(f"{name} takes host names, separated by commas or spaces, or * for any")
+        return hosts
 
     def whole(self, name: str, default: int) -> int:
         value = self.text(name, str(default))

@@ -73,5 +73,5 @@ class TokenVerifier:
             )
         except jwt.ExpiredSignatureError as err:
             raise NotAuthenticated("The Resource API's token has expired; the device's clock may be wrong.") from err
-        except (jwt.PyJWTError, ValueError, RecursionError) as err:
+        except (jwt.PyJWTError, ValueError, OverflowError) as err:
             raise NotAuthenticated("The Resource API's token fails the signature check.") from err

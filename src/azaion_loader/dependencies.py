@@ -1,0 +1,161 @@
+"""The only place that builds objects.
+
+Each is built when it is first used, and its module imported only then: a service that has just started answers
+`/health` without the HTTP client, the object store's client or the compiled code in memory.
+"""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar, cast
+
+from fastapi import Depends, Request
+from loguru import logger
+
+from azaion_loader.settings import InvalidSetting, Settings
+
+if TYPE_CHECKING:
+    from azaion_loader.api_client import ApiClient
+    from azaion_loader.credentials import Credentials
+    from azaion_loader.sessions import ClaimsOf, Sessions
+    from azaion_loader.unlock import UnlockJob
+
+T = TypeVar("T")
+
+_FILE_MAX_BYTES = 16 << 10
+_TOKEN = re.compile(rb"[\x21-\x7E]+")
+_PUBLIC_KEY = re.compile(rb"-----BEGIN [A-Z ]*PUBLIC KEY-----.*", re.DOTALL)
+_CONTENTS = {_TOKEN: "one word of visible ASCII characters", _PUBLIC_KEY: "a public key in PEM"}
+# Polls have threads of their own: they answer also while every thread for requests waits for something slow.
+_POLL_THREADS = 2
+
+
+class Services:
+    """The service's objects, for as long as it runs; safe to use from several threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises InvalidSetting if a file that a setting names can't be used: better no start than an open one."""
+        self.settings = settings
+        self.api_token = _read_setting(settings.loader_api_token_file, "LOADER_API_TOKEN_FILE", _TOKEN)
+        self._token_key = _read_setting(settings.jwt_public_key_file, "JWT_PUBLIC_KEY_FILE", _PUBLIC_KEY)
+        self._building = threading.RLock()
+        self._polls = ThreadPoolExecutor(_POLL_THREADS, thread_name_prefix="poll")
+        self._api: ApiClient | None = None
+        self._claims: ClaimsOf | None = None
+        self._sessions: Sessions | None = None
+        self._unlock_job: UnlockJob | None = None
+
+    @property
+    def sessions(self) -> "Sessions":
+        """Log-ins and what needs one."""
+        with self._building:
+            if self._sessions is None:
+                from azaion_loader.sessions import Sessions  # noqa: PLC0415 - on first use
+
+                self._sessions = Sessions(self._api_client, self._claims_of, self.settings.device_conf)
+            return self._sessions
+
+    @property
+    def unlock_job(self) -> "UnlockJob":
+        """The unlock job, which has read what an earlier process left."""
+        with self._building:
+            if self._unlock_job is None:
+                self._unlock_job = self._build_unlock_job()
+            return self._unlock_job
+
+    @property
+    def authenticated(self) -> bool:
+        """Whether a token is held; builds nothing and waits for nothing."""
+        return self._sessions is not None and self._sessions.authenticated
+
+    async def poll(self, question: "Callable[[UnlockJob], T]") -> T:
+        """Ask the unlock job something quick, without a thread of the pool that requests share."""
+        return await asyncio.get_running_loop().run_in_executor(self._polls, lambda: question(self.unlock_job))
+
+    def start(self) -> None:
+        """Look for what an earlier run left, in the background: the first answer need not wait for it."""
+        threading.Thread(target=self._recover, name="recover", daemon=True).start()
+
+    def close(self) -> None:
+        """End what runs, within the bounds of its parts."""
+        if self._unlock_job is not None:
+            self._unlock_job.shutdown()
+        self._polls.shutdown(wait=False, cancel_futures=True)
+        if self._api is not None:
+            self._api.close()
+
+    def _api_client(self) -> "ApiClient":
+        with self._building:
+            if self._api is None:
+                from azaion_loader.api_client import ApiClient  # noqa: PLC0415 - on first use
+
+                settings = self.settings
+                self._api = ApiClient(
+                    settings.resource_api_url,
+                    connect_timeout_s=settings.connect_timeout_s,
+                    login_timeout_s=settings.login_timeout_s,
+                    request_timeout_s=settings.request_timeout_s,
+                    stall_timeout_s=settings.stall_timeout_s,
+                )
+            return self._api
+
+    def _claims_of(self) -> "ClaimsOf":
+        with self._building:
+            if self._claims is None:
+                from azaion_loader.tokens import TokenVerifier, decode_token  # noqa: PLC0415 - on first use
+
+                pem = self._token_key
+                self._claims = decode_token if pem is None else TokenVerifier(pem).verify
+            return self._claims
+
+    def _build_unlock_job(self) -> "UnlockJob":
+        from azaion_loader.background_log_in import BackgroundLogIn  # noqa: PLC0415 - on first use
+        from azaion_loader.docker_cli import DockerCli  # noqa: PLC0415
+        from azaion_loader.unlock import UnlockJob  # noqa: PLC0415
+
+        settings = self.settings
+        background = BackgroundLogIn(self._log_in, lambda credentials: self.sessions.is_of(credentials))  # noqa: PLW0108
+        job = UnlockJob(
+            settings,
+            lambda: DockerCli(settings.docker_cli, settings.docker_timeout_s, settings.docker_stall_timeout_s),
+            log_in=self._log_in,
+            remember=background.remember,
+            fetch_key_fragment=lambda: self.sessions.call(lambda token, _: self._api_client().key_fragment(token)),
+        )
+        job.recover()
+        return job
+
+    def _log_in(self, credentials: "Credentials") -> object:
+        # Not the method of the sessions itself: the job is built at the start, they with the first log-in.
+        return self.sessions.log_in(credentials)
+
+    def _recover(self) -> None:
+        try:
+            _ = self.unlock_job
+        except Exception:  # noqa: BLE001 - the thread's last door; the next caller meets the same fault and hears of it
+            logger.exception("What an earlier unlock run left could not be read")
+
+
+async def get_services(request: Request) -> Services:
+    """Return the application's objects. Async: a plain function would need a thread of the pool, which may be full."""
+    return cast("Services", request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+
+
+def _read_setting(path: Path | None, name: str, pattern: re.Pattern[bytes]) -> bytes | None:
+    """Return the stripped content of the file that the variable `name` names, if it names one."""
+    if path is None:
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(_FILE_MAX_BYTES + 1).strip()
+    except OSError as err:
+        raise InvalidSetting(f"{name}: {path} can't be read ({err.strerror})") from err
+    if len(content) > _FILE_MAX_BYTES or not pattern.fullmatch(content):
+        raise InvalidSetting(f"{name}: {path} must hold {_CONTENTS[pattern]}")
+    return content

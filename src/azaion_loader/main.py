@@ -1,0 +1,105 @@
+"""The HTTP service: routes of two or three statements over the use cases.
+
+`uvicorn azaion_loader.main:app` serves the application with the settings of the environment.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Query
+from fastapi.telemetry import TelemetryConfig
+from starlette.concurrency import run_in_threadpool
+
+from azaion_loader import __version__
+from azaion_loader.dependencies import Services, ServicesDep
+from azaion_loader.http_errors import LOGIN_ERRORS, UNLOCK_ERRORS, documented, handle_errors
+from azaion_loader.logs import set_up_logs
+from azaion_loader.middleware import Guard
+from azaion_loader.schemas import (
+    CredentialsRequest,
+    HealthAnswer,
+    OkAnswer,
+    StatusAnswer,
+    UnlockProgressAnswer,
+    UnlockStateAnswer,
+    UnlockStatusAnswer,
+)
+from azaion_loader.settings import Settings
+
+router = APIRouter()
+
+
+@router.get("/health", responses=documented())
+async def health() -> HealthAnswer:
+    """Tell that the service runs; touches neither network, disk nor Docker."""
+    return HealthAnswer()
+
+
+@router.get("/status", responses=documented())
+async def status(services: ServicesDep) -> StatusAnswer:
+    """Tell whether a session is open and where models are cached."""
+    return StatusAnswer(authenticated=services.authenticated, modelCacheDir=services.settings.model_cache_dir)
+
+
+@router.post("/login", responses=documented(*LOGIN_ERRORS))
+def login(request: CredentialsRequest, services: ServicesDep) -> OkAnswer:
+    """Open a session at the Resource API; a failed log-in leaves the earlier one as it was."""
+    services.sessions.log_in(request.credentials())
+    return OkAnswer()
+
+
+@router.post("/unlock", responses=documented(*UNLOCK_ERRORS))
+def unlock(
+    request: CredentialsRequest,
+    services: ServicesDep,
+    refresh: Annotated[bool, Query(description="Compare the engine's images with the archive, not only names")] = False,
+) -> UnlockStateAnswer:
+    """Start the unlock run, unless there is nothing to do or one is in progress; poll `/unlock/status` for its end."""
+    return UnlockStateAnswer(state=services.unlock_job.start(request.credentials(), refresh))
+
+
+@router.get("/unlock/status", responses=documented())
+async def unlock_status(services: ServicesDep) -> UnlockStatusAnswer:
+    """Tell where the unlock run stands."""
+    return UnlockStatusAnswer.model_validate(await services.poll(lambda job: job.status()))
+
+
+@router.get("/unlock/progress", responses=documented())
+async def unlock_progress(services: ServicesDep) -> UnlockProgressAnswer:
+    """Tell how far the unlock run has come."""
+    return UnlockProgressAnswer.model_validate(await services.poll(lambda job: job.progress()))
+
+
+def create_app(settings: Settings | None = None, services: Services | None = None) -> FastAPI:
+    """Build the application; `services` in place of those that `settings` (default: the environment) lead to.
+
+    Raises InvalidSetting if a setting can't be used.
+    """
+    services = services or Services(settings or Settings.from_environment())
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        set_up_logs(services.settings.log_dir)
+        services.start()
+        yield
+        await run_in_threadpool(services.close)
+
+    # The framework's own telemetry would hand exceptions and their messages to whatever exporter the environment names.
+    silent = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
+    app = FastAPI(
+        title="Azaion.Loader", version=__version__, lifespan=lifespan, redirect_slashes=False, telemetry=silent
+    )
+    app.state.services = services
+    app.add_middleware(Guard, allowed_hosts=services.settings.allowed_hosts, api_token=services.api_token)
+    handle_errors(app)
+    app.include_router(router)
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    """Build `app` when a server asks for it, so that importing this module reads no environment."""
+    if name != "app":
+        raise AttributeError(name)
+    globals()["app"] = create_app()
+    return globals()["app"]
