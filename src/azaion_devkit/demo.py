@@ -118,7 +118,9 @@ def _models(loader: LoaderProcess) -> None:
     _expect(loaded, 200)
     if loaded.content != model:
         raise LoaderError("The loaded model differs from the published one")
-    say(f"POST /load/demo.onnx: {len(loaded.content)} bytes, SHA-256 {hashlib.sha256(loaded.content).hexdigest()[:16]}…")
+    say(
+        f"POST /load/demo.onnx: {len(loaded.content)} bytes, SHA-256 {hashlib.sha256(loaded.content).hexdigest()[:16]}…"
+    )
 
 
 def _unlock(loader: LoaderProcess, version: str, password: str) -> None:
@@ -134,7 +136,15 @@ def _unlock(loader: LoaderProcess, version: str, password: str) -> None:
     progress = loader.get("/unlock/progress")
     say(f"{progress['images_done']} images, {progress['bytes_done']} bytes, {time.monotonic() - started:.1f} s")
     listed = subprocess.run(
-        ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}  {{.ID}}", "--filter", f"reference=*/*:{version}"],
+        [
+            "docker",
+            "image",
+            "ls",
+            "--format",
+            "{{.Repository}}:{{.Tag}}  {{.ID}}",
+            "--filter",
+            f"reference=*/*:{version}",
+        ],
         capture_output=True,
         check=True,
         text=True,

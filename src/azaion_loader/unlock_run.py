@@ -94,7 +94,8 @@ class UnlockRun:
         present = self._docker.images()
         plan = make_plan(tagged, present, engine.store)
         switch = ImageSwitch(self._docker, engine.store, self._journal)
-        switch.sweep([planned.staged for planned in plan.images])
+        staged = [planned.staged for planned in plan.images]
+        switch.sweep(staged)
         total = len(plan.images)
         self._meter.images(total - len(plan.to_load), total)
         threads = self._settings.unlock_parallel or os.cpu_count() or 1
@@ -106,7 +107,6 @@ class UnlockRun:
         if archive.changed():
             raise ArchiveInvalid("The archive was written to while it was being read.")
         record = self._enter(UnlockState.LOADING_IMAGES)
-        staged = [planned.staged for planned in plan.to_load]
         # Before the engine gets them, so that a kill can't orphan an image that the loader brought.
         ledger = replace(ledger, loaded=ledger.loaded | {planned.image.config_digest for planned in plan.to_load})
         self._journal.write_ledger(ledger)
@@ -118,9 +118,10 @@ class UnlockRun:
             # What is staged is proved by the next run and need not be sent again.
             raise
         except BaseException:
-            switch.discard_staged(staged)
+            switch.discard_staged([planned.staged for planned in plan.to_load])
             raise
-        switch.discard_staged([planned.staged for planned in plan.images])
+        standing = {short_tag(tag) for info in present for tag in info.tags}
+        switch.discard_staged([p.staged for p in plan.images if p.source is None or p.staged in standing])
         if created is not None:
             ledger = replace(ledger, newest_trusted=newest(ledger.newest_trusted, created))
         self._journal.write_ledger(ledger)
