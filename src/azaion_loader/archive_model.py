@@ -27,6 +27,23 @@ class Reader(Protocol):
         """Fill `buffer` from `offset` and return the count, less than its length only at the end."""
 
 
+class TarSource(Protocol):
+    """A tar that is read front to back, by random access or unpacked on the way."""
+
+    @property
+    def position(self) -> int:
+        """Where the next byte stands in the tar."""
+
+    def take(self, length: int, /) -> bytes:
+        """Return exactly `length` bytes. Raises ArchiveInvalid when the tar ends before that."""
+
+    def skip(self, length: int, /) -> None:
+        """Step over `length` bytes. Raises ArchiveInvalid when the tar ends before that."""
+
+    def finish(self) -> int:
+        """Prove that only zeros follow; return the length of the tar in bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """One entry of the tar.

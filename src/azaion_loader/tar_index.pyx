@@ -12,7 +12,7 @@ from azaion_loader.archive_model import Member
 from azaion_loader.errors import ArchiveInvalid
 from azaion_loader.tar_pax import MAX_EXTENSION_BYTES, member_name, parse_long_name, parse_pax_records, link_target
 
-__all__ = ["MAX_MEMBERS", "Header", "PlainSource", "parse_header", "parse_pax_records", "walk_tar"]
+__all__ = ["MAX_MEMBERS", "Header", "PlainSource", "parse_header", "walk_tar"]
 
 MAX_MEMBERS = 65_536
 
