@@ -134,7 +134,7 @@ class HttpTransport:
         try:
             yield
         except (requests.RequestException, urllib3.exceptions.HTTPError, http.client.HTTPException, OSError) as err:
-            raise _translate(err, f"The {self._upstream} ({urlsplit(url).hostname})") from err
+            raise _translate(err, f"The {self._upstream} ({_host(url)})") from err
         except ValueError as err:
             # http.client reads some malformed answers with a bare int().
             raise UpstreamError(f"The {self._upstream} answered something that is not HTTP.") from err
@@ -167,10 +167,11 @@ _BROKEN_OFF = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeE
 # The first row that fits decides. Order matters: urllib3 counts some failures to connect as time-outs.
 _ROWS: tuple[tuple[tuple[type[BaseException], ...], type[UpstreamError], str], ...] = (
     (
-        (urllib3.exceptions.ProxyError, requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema),
+        (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, urllib3.exceptions.LocationValueError),
         UpstreamUnavailable,
-        "can't be reached: the proxy can't be used",
+        "can't be reached: its address, or the proxy's, can't be used",
     ),
+    ((urllib3.exceptions.ProxyError,), UpstreamUnavailable, "can't be reached: the proxy can't be used"),
     ((urllib3.exceptions.NameResolutionError,), UpstreamUnavailable, "can't be reached: its name was not resolved"),
     ((ConnectionRefusedError,), UpstreamUnavailable, "can't be reached: the connection was refused"),
     ((urllib3.exceptions.NewConnectionError,), UpstreamUnavailable, "can't be reached: no way to it in the network"),
@@ -197,6 +198,14 @@ def _translate(err: Exception, who: str) -> UpstreamError:
     if "CA certificate bundle" in str(err):
         return UpstreamUnavailable(f"{who} can't be reached: the file that REQUESTS_CA_BUNDLE names can't be read.")
     return UpstreamUnavailable(f"{who} can't be reached.")
+
+
+def _host(url: str) -> str:
+    """Return what a sentence may show of an address: its host, without the user and password it may hold."""
+    try:
+        return urlsplit(url).hostname or "no host"
+    except ValueError:
+        return "no host"
 
 
 def _find(err: BaseException, kinds: tuple[type[BaseException], ...]) -> BaseException | None:
