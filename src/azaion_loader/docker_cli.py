@@ -36,9 +36,10 @@ from azaion_loader.settings import child_environment
 # and on top this rate over the whole stream: a fifteenth of what two cores with an SSD do, slower than any eMMC.
 FLOOR_BYTES_PER_S = 4 << 20
 ANSWER_LIMIT_BYTES = 16 << 20
-# The longest argument list that the system takes is megabytes, but an answer holds some 10 KiB for each image.
+# An answer holds some 10 KiB for each image, and a complaint names each absent one up to three times: both have to
+# stay within their bounds, or the rest could not be read. (The system's own bound on arguments is megabytes.)
 BATCH_REFERENCES = 64
-BATCH_CHARACTERS = 32 * 1024
+BATCH_CHARACTERS = 8 * 1024
 
 ADVICE = "restart it (systemctl restart docker), then try again"
 

@@ -30,7 +30,7 @@ LEFTOVER_S = 0.5
 READ_BYTES = 64 * 1024
 # Fewer turns between the two processes than with the kernel's 64 KiB; the most that a user may ask for by default.
 PIPE_BYTES = 1 << 20
-STDERR_TAIL_BYTES = 16 * 1024
+STDERR_TAIL_BYTES = 64 * 1024
 
 Buffer = bytes | bytearray | memoryview
 
