@@ -13,6 +13,8 @@ from pathlib import Path
 GIB = 1 << 30
 
 _HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?", re.ASCII)
+# The grammar of the distribution project's references.
+_IMAGE_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
 _PORT = re.compile(r":[0-9]{0,5}", re.ASCII)
 
 # Loader's own files: the name rule refuses a leading dot, so no resource can reach this directory.
@@ -108,7 +110,7 @@ class Settings:
         return cls(
             resource_api_url=read.url("RESOURCE_API_URL", default.resource_api_url),
             images_path=read.path("IMAGES_PATH") or default.images_path,
-            api_version=read.text("API_VERSION", default.api_version),
+            api_version=read.image_tag("API_VERSION", default.api_version),
             data_dir=data_dir,
             log_dir=read.path("LOG_DIR") or (data_dir or Path()) / "Logs",
             docker_cli=read.text("DOCKER_CLI", default.docker_cli),
@@ -142,6 +144,12 @@ class _Reader:
 
     def text(self, name: str, default: str) -> str:
         return self._environment.get(name, "").strip() or default
+
+    def image_tag(self, name: str, default: str) -> str:
+        value = self.text(name, default)
+        if not _IMAGE_TAG.fullmatch(value):
+            raise InvalidSetting(f"{name} takes an image tag: up to 128 letters, digits, dots, hyphens or underscores")
+        return value
 
     def path(self, name: str) -> Path | None:
         value = self.text(name, "")
