@@ -66,7 +66,7 @@ test-traced: dev
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint src
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint src
 
 types: dev
 	$(BIN)/mypy

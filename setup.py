@@ -64,13 +64,15 @@ def key_profile_source(profile: dict[str, str], development: bool) -> str:
         c_lines.append(f"#define {name}_BYTES {len(plain)}")
         declarations.append(f"    Py_ssize_t {name}_BYTES")
     verbatim = "\n".join(f"    {line}" for line in c_lines)
-    return "\n".join([
-        f"cdef bint PROFILE_IS_DEVELOPMENT = {development}",
-        "cdef extern from *:",
-        f'    """\n{verbatim}\n    """',
-        *declarations,
-        "",
-    ])
+    return "\n".join(
+        [
+            f"cdef bint PROFILE_IS_DEVELOPMENT = {development}",
+            "cdef extern from *:",
+            f'    """\n{verbatim}\n    """',
+            *declarations,
+            "",
+        ]
+    )
 
 
 def write_key_profile() -> None:

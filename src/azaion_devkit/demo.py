@@ -20,7 +20,8 @@ from pathlib import Path
 import requests
 
 from azaion_devkit import pack
-from azaion_devkit.engine import EngineMissing, engine
+from azaion_devkit.engine import engine
+from azaion_devkit.engine_install import EngineMissing
 from azaion_devkit.image_sets import load_into_engine, make_images, older_layout
 from azaion_devkit.loader_process import LoaderError, LoaderProcess
 from azaion_devkit.object_store import ObjectStore

@@ -37,18 +37,17 @@ def check_trust(
     wrong = [tag for tag, image in tagged.items() if signed.get(tag) != image.config_digest]
     if wrong:
         raise ArchiveUntrusted(f"The archive's signature does not vouch for: {_listed(wrong)}.")
-    if newest_trusted is not None and not allow_downgrade:
-        if datetime.fromisoformat(signature.created) < datetime.fromisoformat(newest_trusted):
-            raise ArchiveTooOld(
-                f"The archive was made at {signature.created}; this device has loaded one of {newest_trusted}. "
-                "ALLOW_DOWNGRADE=1 lets it go back."
-            )
+    if not allow_downgrade and newest(newest_trusted, signature.created) != signature.created:
+        raise ArchiveTooOld(
+            f"The archive was made at {signature.created}; this device has loaded one of {newest_trusted}. "
+            "ALLOW_DOWNGRADE=1 lets it go back."
+        )
     return signature.created
 
 
 def newest(first: str | None, second: str) -> str:
-    """Return the later of two creation times."""
-    if first is None or datetime.fromisoformat(first) < datetime.fromisoformat(second):
+    """Return the later of two creation times, `second` if they are the same moment."""
+    if first is None or datetime.fromisoformat(first) <= datetime.fromisoformat(second):
         return second
     return first
 

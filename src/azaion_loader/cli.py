@@ -39,7 +39,6 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None) -> int:
     Raises InvalidSetting if a setting can't be used.
     """
     import uvicorn  # noqa: PLC0415 - `--help` needs none of it
-
     from loguru import logger  # noqa: PLC0415
 
     from azaion_loader.http_protocol import HEADERS_MAX_BYTES, BoundedHttpProtocol  # noqa: PLC0415

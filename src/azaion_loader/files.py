@@ -71,7 +71,7 @@ def free_bytes(path: Path) -> int:
 
 
 def require_space(path: Path, needed_bytes: int, what: str) -> None:
-    """Raise DiskFull unless `needed_bytes` are free for `what` (a noun for the sentence) where `path` is or would be."""
+    """Raise DiskFull unless `needed_bytes` are free for `what` (a noun) where `path` is or would be."""
     if free_bytes(path) < needed_bytes:
         raise DiskFull(_no_room_sentence(path, needed_bytes, what))
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from azaion_loader.archive import prove_layers
 from azaion_loader.archive_model import ArchiveIndex, Layer, Reader, distinct_layers
-from azaion_loader.docker_cli import DockerCli, EngineInfo
+from azaion_loader.docker_answers import EngineInfo
+from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import ImagesMissing
 from azaion_loader.load_plan import LoadStream, compose_docker_tar, held_layers
 from azaion_loader.progress import ProgressMeter
@@ -32,6 +33,7 @@ class ImageLoader:
         index: ArchiveIndex,
         reader: Reader,
         meter: ProgressMeter,
+        *,
         cancelled: Callable[[], None],
         threads: int,
     ) -> None:
@@ -65,9 +67,7 @@ class ImageLoader:
 
     def prove(self) -> None:
         """Hash every layer that will be given. Raises ArchiveInvalid."""
-        prove_layers(
-            self._reader, self._index, self._to_prove(), self._meter.add_bytes, self._cancelled, self._threads
-        )
+        prove_layers(self._reader, self._index, self._to_prove(), self._meter.add_bytes, self._cancelled, self._threads)
 
     def load(self) -> frozenset[str]:
         """Give the images to the engine, prove them there, and return their image IDs in it.

@@ -30,7 +30,7 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TagMove:
-    """One tag on its way from the image `before` (None: it did not exist) to a new one; `rollback` also names `before`."""
+    """One tag on its way from the image `before` (None: there was none) to a new one; `rollback` names `before` too."""
 
     tag: str
     before: str | None

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from azaion_loader.archive_model import ArchiveImage
-from azaion_loader.docker_cli import ImageInfo
+from azaion_loader.docker_answers import ImageInfo
 from azaion_loader.errors import ArchiveIncomplete, ArchiveInvalid, WrongPlatform
 from azaion_loader.required_images import short_tag
 
@@ -90,7 +90,8 @@ def check_platform(tagged: Mapping[str, ArchiveImage], system: str, architecture
     for tag, image in tagged.items():
         if (image.os, image.architecture) != (system, architecture):
             raise WrongPlatform(
-                f"The image {tag} is made for {image.os}/{image.architecture}, this engine runs {system}/{architecture}."
+                f"The image {tag} is made for {image.os}/{image.architecture}; "
+                f"this engine runs {system}/{architecture}."
             )
 
 
@@ -143,9 +144,7 @@ def left_over_tags(engine: Sequence[ImageInfo], repository: str, keep: Iterable[
 def superseded(loaded: Iterable[str], engine: Sequence[ImageInfo], used: Iterable[str]) -> list[str]:
     """Return the IDs of images that an earlier run loaded and that no tag and no container uses any more."""
     kept = set(used)
-    return sorted(
-        info.id for info in engine if info.id in set(loaded) and not info.tags and info.id not in kept
-    )
+    return sorted(info.id for info in engine if info.id in set(loaded) and not info.tags and info.id not in kept)
 
 
 def _plain(value: object) -> object:

@@ -15,7 +15,8 @@ from azaion_loader.archive_model import ArchiveImage
 from azaion_loader.archive_trust import check_trust, newest
 from azaion_loader.binary_split import EncryptedArchive
 from azaion_loader.credentials import Credentials
-from azaion_loader.docker_cli import DockerCli, EngineInfo
+from azaion_loader.docker_answers import EngineInfo
+from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import ArchiveInvalid, DockerError, Interrupted, LoaderError
 from azaion_loader.files import require_space
 from azaion_loader.image_loader import ImageLoader
@@ -99,7 +100,9 @@ class UnlockRun:
         total = len(plan.images)
         self._meter.images(total - len(plan.to_load), total)
         threads = self._settings.unlock_parallel or os.cpu_count() or 1
-        loader = ImageLoader(self._docker, engine, index, archive.reader, self._meter, self._cancelled, threads)
+        loader = ImageLoader(
+            self._docker, engine, index, archive.reader, self._meter, cancelled=self._cancelled, threads=threads
+        )
         loader.prepare(plan, [info.layers for info in present])
         self._check_space(engine, loader.given_bytes)
         self._meter.stage("proving the layers")

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from azaion_devkit.image_sets import (
     END_OF_TAR,
     SyntheticImage,
@@ -24,8 +27,6 @@ from azaion_devkit.image_sets import (
 from azaion_devkit.readers import BytesReader, SparseReader, cbc_damage
 from azaion_loader.archive import ArchiveIndex, looks_like_archive, open_archive, prove_layers
 from azaion_loader.errors import ArchiveError, ArchiveIncomplete, ArchiveInvalid, Interrupted
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 VECTORS = Path(__file__).parent.parent / "vectors" / "archives"
 LIMIT = 1 << 40

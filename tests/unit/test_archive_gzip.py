@@ -5,13 +5,14 @@ import random
 import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from azaion_devkit.image_sets import gzipped, make_images, older_layout
 from azaion_devkit.readers import BytesReader
 from azaion_loader.archive import open_archive
 from azaion_loader.archive_gzip import ForwardReader, GzipSource, Unpacker
 from azaion_loader.errors import ArchiveError, ArchiveInvalid
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 LIMIT = 1 << 30
 

@@ -5,13 +5,14 @@ import json
 from collections.abc import Callable
 
 import pytest
-from azaion_loader.archive_signature import parse_signature, sign_images, verify_signature
-from azaion_loader.errors import ArchiveUntrusted
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+
+from azaion_loader.archive_signature import parse_signature, sign_images, verify_signature
+from azaion_loader.errors import ArchiveUntrusted
 
 PRIVATE = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 IMAGES = {"azaion/b:1": "sha256:" + "1" * 64, "azaion/ä:1": "sha256:" + "2" * 64}

@@ -8,6 +8,9 @@ import tarfile
 from collections.abc import Sequence
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from azaion_devkit.image_sets import make_images, oci_layout, older_layout
 from azaion_devkit.readers import BytesReader
 from azaion_loader.archive import open_archive
@@ -20,8 +23,6 @@ from azaion_loader.load_plan import (
     full_reference,
     held_layers,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 TAGS = ("azaion/one:test", "azaion/two:test")
 LIMIT = 1 << 40

@@ -4,14 +4,15 @@ import io
 import tarfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from azaion_devkit.readers import BytesReader
 from azaion_loader.archive_model import Member, TarSource
 from azaion_loader.errors import ArchiveInvalid
 from azaion_loader.tar_index import PlainSource, parse_header, walk_tar
 from azaion_loader.tar_pax import link_target, member_name, parse_long_name, parse_pax_records
 from azaion_loader.tar_writer import END_OF_TAR, padding, tar_header
-from hypothesis import given
-from hypothesis import strategies as st
 
 PAX = tarfile.PAX_FORMAT
 GNU = tarfile.GNU_FORMAT
