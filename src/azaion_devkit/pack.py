@@ -28,7 +28,8 @@ from azaion_loader.archive_signature import sign_images
 from azaion_loader.errors import LoaderError
 from azaion_loader.files import sync_directory, write_atomic
 from azaion_loader.required_images import short_tag
-from azaion_loader.security import CbcEncryptor, CbcReader, SecretKey, archive_key
+from azaion_loader.secret_key import SecretKey
+from azaion_loader.security import CbcEncryptor, CbcReader, archive_key
 
 CHUNK_BYTES = 1 << 20
 MAX_FRAGMENT_BYTES = 64 * 1024
