@@ -1,11 +1,10 @@
 """azaion-pack, and what the loader composes from its archive, on a real engine."""
 
 import hashlib
-import os
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -36,7 +35,7 @@ def docker(*arguments: str) -> str:
 
 
 def layers_of(reference: str) -> list[str]:
-    return docker("image", "inspect", "--format", "{{join .RootFS.Layers \" \"}}", reference).split()
+    return docker("image", "inspect", "--format", '{{join .RootFS.Layers " "}}', reference).split()
 
 
 @pytest.fixture
@@ -64,13 +63,16 @@ def staged(images: list[SyntheticImage]) -> Iterator[list[str]]:
 
 def run_pack(images: list[SyntheticImage], folder: Path, *options: str) -> int:
     names = [image.tag for image in images]
-    return pack.main([*names, "--out", str(folder / "images.enc"), "--key-fragment", str(folder / "fragment"), *options])
+    return pack.main(
+        [*names, "--out", str(folder / "images.enc"), "--key-fragment", str(folder / "fragment"), *options]
+    )
 
 
-def opened(folder: Path) -> tuple[CbcReader, ArchiveIndex]:
+@contextmanager
+def opened(folder: Path) -> Iterator[tuple[CbcReader, ArchiveIndex]]:
     with (folder / "images.enc").open("rb") as source:
-        reader = CbcReader(os.fdopen(os.dup(source.fileno()), "rb"), archive_key((folder / "fragment").read_bytes()))
-    return reader, open_archive(reader, 1 << 30, go_on)
+        reader = CbcReader(source, archive_key((folder / "fragment").read_bytes()))
+        yield reader, open_archive(reader, 1 << 30, go_on)
 
 
 @pytest.mark.parametrize("options", [(), ("--gzip",)])
@@ -84,7 +86,8 @@ def test_a_packed_archive_holds_the_engine_s_images(
     assert CANARY not in data
     plain = decrypt(data, hashlib.sha256((tmp_path / "fragment").read_bytes()).digest())
     assert (plain[:2] == b"\x1f\x8b") == bool(options)
-    _, index = opened(tmp_path)
+    with opened(tmp_path) as (_, index):
+        pass
     assert {tag: image.diff_ids for image in index.images for tag in image.tags} == {
         image.tag: image.diff_ids for image in images
     }
@@ -95,16 +98,15 @@ def test_a_second_archive_keeps_the_fragment_and_replaces_the_signature(
     images: list[SyntheticImage], tmp_path: Path
 ) -> None:
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     (tmp_path / "key.pem").write_bytes(pem)
     assert run_pack(images[:2], tmp_path, "--sign", str(tmp_path / "key.pem")) == 0
     fragment = (tmp_path / "fragment").read_bytes()
     signature = parse_signature((tmp_path / "images.enc.sig").read_bytes())
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     verify_signature(signature, key.public_key().public_bytes(serialization.Encoding.PEM, form))
-    _, index = opened(tmp_path)
+    with opened(tmp_path) as (_, index):
+        pass
     assert signature.images == {tag: image.config_digest for image in index.images for tag in image.tags}
     assert run_pack(images, tmp_path) == 0
     assert (tmp_path / "fragment").read_bytes() == fragment
@@ -123,7 +125,8 @@ def test_failures_leave_what_was_there(
     assert "without a tag" in capsys.readouterr().err
     (tmp_path / "empty").touch()
     assert (
-        pack.main([images[0].tag, "--out", str(tmp_path / "images.enc"), "--key-fragment", str(tmp_path / "empty")]) == 1
+        pack.main([images[0].tag, "--out", str(tmp_path / "images.enc"), "--key-fragment", str(tmp_path / "empty")])
+        == 1
     )
     assert "empty" in capsys.readouterr().err
     assert run_pack(images, tmp_path, "--sign", str(tmp_path / "no-key")) == 1
@@ -146,19 +149,19 @@ def test_the_composed_tar_and_its_delta_load_with_the_config_digest_as_id(
 ) -> None:
     assert run_pack(images, tmp_path, *options) == 0
     docker("image", "rm", *(image.tag for image in images))
-    reader, index = opened(tmp_path)
-    containerd = "io.containerd.snapshotter" in docker("info", "--format", "{{.DriverStatus}}")
-    compose = compose_oci_tar if containerd else compose_docker_tar
-    pairs = list(zip(index.images, staged, strict=True))
-    give(compose(index, pairs[:1]), reader)
-    own = {layer for image in index.images[1:] for layer in image.diff_ids[1:]}
-    delta = compose(index, pairs[1:], own)
-    assert delta.total_bytes < sum(layer.size for image in index.images[1:] for layer in image.layers[1:]) + 16_384
-    give(delta, reader)
-    for image, tag in pairs:
-        assert layers_of(tag) == list(image.diff_ids)
-        if not containerd:
-            assert docker("image", "inspect", "--format", "{{.Id}}", tag) == image.config_digest
+    with opened(tmp_path) as (reader, index):
+        containerd = "io.containerd.snapshotter" in docker("info", "--format", "{{.DriverStatus}}")
+        compose = compose_oci_tar if containerd else compose_docker_tar
+        pairs = list(zip(index.images, staged, strict=True))
+        give(compose(index, pairs[:1]), reader)
+        own = {layer for image in index.images[1:] for layer in image.diff_ids[1:]}
+        delta = compose(index, pairs[1:], own)
+        assert delta.total_bytes < sum(layer.size for image in index.images[1:] for layer in image.layers[1:]) + 16_384
+        give(delta, reader)
+        for image, tag in pairs:
+            assert layers_of(tag) == list(image.diff_ids)
+            if not containerd:
+                assert docker("image", "inspect", "--format", "{{.Id}}", tag) == image.config_digest
 
 
 @pytest.mark.parametrize("layout", ["older", "oci", "packed"])
