@@ -28,7 +28,8 @@ from azaion_loader.archive_signature import sign_images
 from azaion_loader.errors import LoaderError
 from azaion_loader.files import sync_directory, write_atomic
 from azaion_loader.required_images import short_tag
-from azaion_loader.security import CbcEncryptor, CbcReader, SecretKey, archive_key
+from azaion_loader.secret_key import SecretKey
+from azaion_loader.security import CbcEncryptor, CbcReader, archive_key
 
 CHUNK_BYTES = 1 << 20
 MAX_FRAGMENT_BYTES = 64 * 1024
@@ -61,6 +62,7 @@ def pack(request: PackRequest) -> ArchiveIndex:
     signing_key = _read(request.sign, "signing key") if request.sign is not None else None
     key_fragment, made = _key_fragment(request.key_fragment)
     key = archive_key(key_fragment)
+    _check_present(request.docker, request.images)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     handle, aside_name = tempfile.mkstemp(prefix=f".{request.out.name}.", dir=request.out.parent)
     aside = Path(aside_name)
@@ -94,6 +96,23 @@ def prove_archive(source: BinaryIO, key: SecretKey) -> ArchiveIndex:
 
 def _go_on() -> None:
     """Nothing cancels this command but Ctrl-C."""
+
+
+def _check_present(docker: str, images: Sequence[str]) -> None:
+    """Raise PackError naming the image that the engine can't show: `docker save` does not say which it was."""
+    for name in images:
+        command = [docker, "image", "inspect", "--format", "{{.Id}}", "--", name]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=EXIT_TIMEOUT_S, check=False
+            )
+        except OSError as err:
+            raise PackError(f"The Docker client '{docker}' can't be run: {err.strerror}.") from err
+        except subprocess.TimeoutExpired as err:
+            raise PackError(f"The engine did not answer within {EXIT_TIMEOUT_S} s.") from err
+        if done.returncode:
+            words = done.stderr[-ERROR_TAIL_BYTES:].decode(errors="replace").strip()
+            raise PackError(f"The engine can't show the image '{name}': {words}")
 
 
 def _saved(docker: str, images: Sequence[str]) -> Iterator[bytes]:

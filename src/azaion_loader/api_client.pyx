@@ -73,10 +73,7 @@ cdef class ApiClient:
         answer = self._call("GET", "/binary-split/key-fragment", token, KEY_FRAGMENT_MAX_BYTES, None, None, (404,))
         if answer.status == 404:
             raise ResourceNotFound("The Resource API has no key fragment for this account.")
-        _expect_bytes(answer)
-        if not answer.body:
-            raise UpstreamError("The Resource API answered with an empty key fragment.")
-        return answer.body
+        return _bytes_of(answer)
 
     def get_resource(
         self,
@@ -102,8 +99,7 @@ cdef class ApiClient:
         if missing:
             place = f" in '{folder}'" if folder else ""
             raise ResourceNotFound(f"The Resource API has no resource '{name}'{place}.")
-        _expect_bytes(answer)
-        return answer.body
+        return _bytes_of(answer)
 
     def list_resources(self, token: str, folder: str, search: str) -> list:
         """Return the names in a folder ('' is the root) that the API finds for `search`; it may find more than equals.
@@ -179,9 +175,13 @@ cdef str _path(str route, str folder):
     return route + "/" + quote(folder, safe="") if folder else route
 
 
-cdef object _expect_bytes(object answer):
-    """Raise unless the answer is a success with bytes: a portal's page with status 200 is not a key."""
+cdef bytes _bytes_of(object answer):
+    """Return the bytes of a success; raise when there are none, or a portal's page with status 200 in their place."""
     if answer.status != 200:
         raise error_of(answer.status, answer.headers, answer.body, at_login=False)
     if answer.media_type in ("text/html", "application/xhtml+xml"):
         raise UpstreamError("The Resource API answered with a web page in place of bytes.")
+    if not answer.body:
+        # Neither a key fragment nor an encrypted file, which has an IV at least, is ever empty.
+        raise UpstreamError("The Resource API answered with no bytes.")
+    return answer.body

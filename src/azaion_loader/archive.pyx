@@ -222,8 +222,8 @@ def prove_layers(
 
     `progress(n)` is told each `n` bytes of the tar that were newly proved, by one thread at a time; `cancelled` is
     called by all of them. A packed layer is proved packed and unpacked. Layers proved by `open_archive` are counted,
-    but not read again. Raises ArchiveInvalid for the first layer (in the order of the archive) that was found damaged, or
-    what `cancelled` raises.
+    but not read again. Raises ArchiveInvalid for the first layer (in the order of the archive) that was found
+    damaged, or what `cancelled` raises.
     """
     todo = []
     for layer in distinct_layers(layers):

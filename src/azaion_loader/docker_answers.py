@@ -177,7 +177,9 @@ def fault(action: str, exit_code: int, stderr: bytes) -> LoaderError:
 def _detail(text: str) -> str:
     """Return one short line of what the client said last, without control characters."""
     lines = [line.strip() for line in text.splitlines() if not _NOISE.match(line)]
-    # podman lists its tries below the line that begins with Error.
+    # podman tries every format that it knows and lists what it makes of each; ours is this one.
+    lines = [line for line in lines if line.startswith("* docker-archive:")] or lines
+    # What follows a line that begins with Error belongs to it.
     first = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].lower().startswith("error")), len(lines) - 1)
     joined = " ".join(lines[max(first, 0) :])
     printable = "".join(character if character.isprintable() else " " for character in joined)

@@ -8,6 +8,8 @@ one as long as `manifest.json` stands behind the layers (see `docs/engines.md`):
 An exit code of 0 is no proof of a load, so the caller compares IDs afterwards.
 """
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -61,12 +63,12 @@ class DockerCli:
         self._timeout_s = timeout_s
         self._stall_timeout_s = stall_timeout_s
         self._cancelled = cancelled
-        self._is_podman: bool | None = None
+        self._engine: EngineInfo | None = None
 
     def watched(self, cancelled: Callable[[], None]) -> "DockerCli":
         """Return the same engine, whose short commands end with what `cancelled` raises."""
         other = DockerCli(self._command, self._timeout_s, self._stall_timeout_s, cancelled=cancelled)
-        other._is_podman = self._is_podman
+        other._engine = self._engine
         return other
 
     def info(self) -> EngineInfo:
@@ -80,10 +82,8 @@ class DockerCli:
         if outcome.exit_code != 0:
             raise fault("answer", outcome.exit_code, outcome.stderr)
         info = parse_info(outcome.stdout)
-        self._is_podman = info.store == "podman"
-        if info.root_dir is None or not self._sees(info):
-            return replace(info, root_dir=None)
-        return info
+        self._engine = info if info.root_dir is not None and self._sees(info) else replace(info, root_dir=None)
+        return self._engine
 
     def inspect(self, references: Sequence[str]) -> dict[str, ImageInfo]:
         """Describe images by name, tag or ID; those that the engine does not hold are left out.
@@ -148,15 +148,16 @@ class DockerCli:
         """
         finish_timeout_s = self._stall_timeout_s + total_bytes / FLOOR_BYTES_PER_S
         try:
-            outcome = feed(
-                [self._command, "load", "--quiet"],
-                child_environment(),
-                chunks,
-                stall_timeout_s=self._stall_timeout_s,
-                finish_timeout_s=finish_timeout_s,
-                on_bytes=on_bytes,
-                cancelled=cancelled,
-            )
+            with self._load_environment() as environment:
+                outcome = feed(
+                    [self._command, "load", "--quiet"],
+                    environment,
+                    chunks,
+                    stall_timeout_s=self._stall_timeout_s,
+                    finish_timeout_s=finish_timeout_s,
+                    on_bytes=on_bytes,
+                    cancelled=cancelled,
+                )
         except ProcessNotStarted as error:
             raise self._not_started(error) from error
         except ProcessStalled as error:
@@ -182,7 +183,7 @@ class DockerCli:
         present = [reference for reference in batch if reference not in absent]
         if not outcome.stdout.strip() and (not present or len(batch) == 1):
             return {}
-        images = parse_images(outcome.stdout, short_names=self._names_are_long())
+        images = parse_images(outcome.stdout, short_names=self._known_engine().store == "podman")
         if len(images) == len(present):
             return dict(zip(present, images, strict=True))
         if len(batch) == 1:
@@ -193,10 +194,30 @@ class DockerCli:
             found.update(self._inspect_batch([reference]))
         return found
 
-    def _names_are_long(self) -> bool:
-        if self._is_podman is None:
-            self.info()
-        return self._is_podman is True
+    def _known_engine(self) -> EngineInfo:
+        return self._engine if self._engine is not None else self.info()
+
+    @contextlib.contextmanager
+    def _load_environment(self) -> Iterator[dict[str, str]]:
+        """Yield the environment for a load; podman's copy of the stream is gone at the end.
+
+        podman first copies its input, plain, into a temporary directory, by default /var/tmp, and leaves it there when
+        it is ended by a signal. It gets a directory inside its own store instead (the place that its setting
+        `image_copy_tmp_dir = "storage"` stands for), which is deleted once the client is gone.
+        """
+        engine = self._known_engine()
+        environment = child_environment()
+        if engine.client != "podman" or engine.root_dir is None:
+            yield environment
+            return
+        try:
+            parent = engine.root_dir / "tmp"
+            parent.mkdir(mode=0o700, exist_ok=True)
+            spool = tempfile.TemporaryDirectory(prefix="azaion-load-", dir=parent, ignore_cleanup_errors=True)
+        except OSError as error:
+            raise DockerFailed(f"The container engine's directory can't be written to: {error.strerror}") from error
+        with spool as directory:
+            yield {**environment, "TMPDIR": directory}
 
     def _sees(self, info: EngineInfo) -> bool:
         """Whether the engine's directory is one of this machine's, and visible (a container has it only if mounted)."""

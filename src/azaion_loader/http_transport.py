@@ -38,7 +38,8 @@ from azaion_loader.http_sockets import (
 )
 
 _READ_BYTES = 64 * 1024
-_POOL_CONNECTIONS = 16
+# Placeholders until used: above the number of callers that a device has at once.
+_POOL_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,8 @@ class HttpTransport:
                     f"The {self._upstream} answered with a redirect ({response.status_code}), which is never followed; "
                     "check its configured address."
                 )
+            if not _is_well_framed(response):
+                raise UpstreamError(f"The {self._upstream} answered with headers that are cut or malformed.")
             return HttpAnswer(response.status_code, response.headers, self._read(response.raw, max_bytes))
 
     def _read(self, raw: Any, max_bytes: int) -> bytes:
@@ -140,6 +143,16 @@ class HttpTransport:
             raise UpstreamError(f"The {self._upstream} answered something that is not HTTP.") from err
 
 
+def _is_well_framed(response: requests.Response) -> bool:
+    """Tell whether the headers can be trusted to say where the body ends.
+
+    http.client takes cut headers for whole ones and a malformed length for none; urllib3 logs the first.
+    """
+    length = response.headers.get("Content-Length", "0")
+    original = getattr(response.raw, "_original_response", None)
+    return length.isascii() and length.isdigit() and not (original is not None and original.msg.defects)
+
+
 class _DeadlineAdapter(HTTPAdapter):
     """requests' adapter over deadline pools, with urllib3's own repeats off, directly and through a proxy."""
 
@@ -151,6 +164,15 @@ class _DeadlineAdapter(HTTPAdapter):
         manager = super().proxy_manager_for(proxy, **kwargs)
         _use_deadline_pools(manager)
         return manager
+
+    def close(self) -> None:
+        # urllib3 leaves the closing of a cleared pool to the garbage collector.
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - the container refuses to be iterated
+                pool = manager.pools.get(key)
+                if pool is not None:
+                    pool.close()
+        super().close()
 
 
 def _use_deadline_pools(manager: urllib3.PoolManager) -> None:

@@ -135,6 +135,11 @@ class Sessions:
         session = self._session
         return session is not None and session.credentials == credentials
 
+    def is_of(self, credentials: Credentials) -> bool:
+        """Tell whether the session was opened with these credentials, as typed."""
+        session = self._session
+        return session is not None and session.credentials == credentials
+
     def log_in(self, credentials: Credentials) -> User:
         """Log in as this user; the credentials become the session's. A failure leaves the earlier session as it was.
 

@@ -104,8 +104,11 @@ class FakeClient:
         self._directory = directory
         self.path = directory / "docker"
 
-    def does(self, body: str) -> DockerCli:
-        """Let the client run `body`, which has `args`, `fail(text, code)` and `show(value)`."""
+    def does(self, body: str, *, engine: str = "") -> DockerCli:
+        """Let the client run `body`, which has `args`, `fail(text, code)` and `show(value)`.
+
+        `engine` comes first: by default nothing, so that `body` answers what the engine is, too.
+        """
         self.path.write_text(
             f"#!{sys.executable} -IS\n"
             "import json, os, sys, time\n"
@@ -115,7 +118,7 @@ class FakeClient:
             "def fail(text, code=1):\n"
             "    sys.stderr.write(text + '\\n'); sys.exit(code)\n"
             "def show(value):\n"
-            "    print(json.dumps(value))\n" + body
+            "    print(json.dumps(value))\n" + engine + body
         )
         self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
         return DockerCli(str(self.path), 5.0, 1.0)
@@ -160,6 +163,11 @@ if args[0] == "info":
     show({DOCKER_INFO!r})
 if args[0] == "context":
     print("unix:///var/run/docker.sock")
+"""
+IS_DOCKER = f"""
+if args[0] in ("info", "context"):
+    print({json.dumps(DOCKER_INFO)!r} if args[0] == "info" else "unix:///x")
+    sys.exit()
 """
 DOCKER_28 = "SAYS = 'Error response from daemon: no such image: %s: No such image: x\\n'\n"
 DOCKER_20 = "SAYS = 'Error: No such image: %s\\n'\n"
@@ -424,57 +432,60 @@ def test_any_json_is_read_or_refused(info: dict[str, Any], data: st.DataObject) 
 
 
 def test_load_feeds_everything(client: FakeClient, tmp_path: Path) -> None:
-    cli = client.does(f"open({str(tmp_path / 'out')!r}, 'wb').write(sys.stdin.buffer.read()); print('Loaded image: a')")
+    cli = client.does(
+        f"open({str(tmp_path / 'out')!r}, 'wb').write(sys.stdin.buffer.read()); print('Loaded image: a')",
+        engine=IS_DOCKER,
+    )
     data = os.urandom(3_000_001)
     assert load(cli, data[:1_000_000], data[1_000_000:]) == len(data)
     assert (tmp_path / "out").read_bytes() == data
-    assert client.calls == [["load", "--quiet"]]
+    assert client.calls[-1] == ["load", "--quiet"]
 
 
 def test_load_with_messages_in_english(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     monkeypatch.setenv("DOCKER_HOST", "unix:///x.sock")
-    cli = client.does("fail(os.environ['LC_ALL'] + os.environ['DOCKER_HOST'])")
+    cli = client.does("fail(os.environ['LC_ALL'] + os.environ['DOCKER_HOST'])", engine=IS_DOCKER)
     with pytest.raises(DockerFailed, match=r"Cunix:///x\.sock"):
         load(cli, b"x")
 
 
 def test_an_engine_that_never_reads(client: FakeClient) -> None:
     with pytest.raises(DockerStalled, match="took nothing for 1 s"):
-        load(client.does("time.sleep(60)"), *[bytes(1 << 20)] * 8)
+        load(client.does("time.sleep(60)", engine=IS_DOCKER), *[bytes(1 << 20)] * 8)
 
 
 def test_an_engine_that_is_silent_after_the_last_byte(client: FakeClient) -> None:
     with pytest.raises(DockerStalled, match="after its last byte"):
-        load(client.does("sys.stdin.buffer.read(); time.sleep(60)"), b"x")
+        load(client.does("sys.stdin.buffer.read(); time.sleep(60)", engine=IS_DOCKER), b"x")
 
 
 def test_the_time_after_the_last_byte_grows_with_the_stream(client: FakeClient) -> None:
-    cli = client.does("sys.stdin.buffer.read(); time.sleep(2)")
+    cli = client.does("sys.stdin.buffer.read(); time.sleep(2)", engine=IS_DOCKER)
     cli.load([b"x"], 40 << 20, [].append, go_on)
 
 
 def test_the_client_ends_in_the_middle(client: FakeClient) -> None:
-    cli = client.does("sys.stdin.buffer.read(100); fail('write /f: no space left on device')")
+    cli = client.does("sys.stdin.buffer.read(100); fail('write /f: no space left on device')", engine=IS_DOCKER)
     with pytest.raises(DiskFull):
         load(cli, *[bytes(1 << 20)] * 100)
 
 
 def test_the_client_is_killed_in_the_middle(client: FakeClient) -> None:
-    cli = client.does("sys.stdin.buffer.read(100); os.kill(os.getpid(), 9)")
+    cli = client.does("sys.stdin.buffer.read(100); os.kill(os.getpid(), 9)", engine=IS_DOCKER)
     with pytest.raises(DockerFailed, match=r"signal 9 \(out of memory"):
         load(cli, *[bytes(1 << 20)] * 100)
 
 
 def test_success_before_the_last_byte_is_left_to_the_proof(client: FakeClient) -> None:
-    assert load(client.does("sys.stdin.buffer.read(100)"), *[bytes(1 << 20)] * 100) < 100 << 20
+    assert load(client.does("sys.stdin.buffer.read(100)", engine=IS_DOCKER), *[bytes(1 << 20)] * 100) < 100 << 20
 
 
 def test_the_run_is_stopped(client: FakeClient) -> None:
     def cancelled() -> None:
         raise Interrupted("The loader was stopped")
 
-    cli = client.does("sys.stdin.buffer.read()")
+    cli = client.does("sys.stdin.buffer.read()", engine=IS_DOCKER)
     with pytest.raises(Interrupted):
         load(cli, b"x", cancelled=cancelled)
     with pytest.raises(Interrupted):
@@ -487,4 +498,22 @@ def test_a_fault_of_the_archive_is_not_one_of_the_client(client: FakeClient) -> 
         raise FileNotFoundError("images.enc")
 
     with pytest.raises(FileNotFoundError):
-        client.does("sys.stdin.buffer.read()").load(chunks(), 2, [].append, go_on)
+        client.does("sys.stdin.buffer.read()", engine=IS_DOCKER).load(chunks(), 2, [].append, go_on)
+
+
+def test_podman_s_plain_copy_is_deleted(client: FakeClient, tmp_path: Path) -> None:
+    info = {**PODMAN_INFO, "store": {"graphRoot": str(tmp_path)}}
+    engine = f"if args[0] == 'info':\n    show({info!r}); sys.exit()\n"
+    spool = "import tempfile; f = open(tempfile.mkstemp()[1], 'wb'); f.write(sys.stdin.buffer.read(100)); f.flush()\n"
+    seen: list[Path] = []
+
+    def cancelled() -> None:
+        seen.extend(file for file in tmp_path.glob("tmp/*/*") if file.stat().st_size)
+        if seen:
+            raise Interrupted("The loader was stopped")
+
+    cli = client.does(spool + "time.sleep(60)", engine=engine)
+    with pytest.raises(Interrupted):
+        load(cli, *[bytes(1 << 20)] * 100, cancelled=cancelled)
+    assert seen
+    assert list((tmp_path / "tmp").iterdir()) == []
