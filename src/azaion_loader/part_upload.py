@@ -134,7 +134,9 @@ class PartUpload:
         size = before.st_size
         step = max(self._part_bytes, -(-size // MAX_PARTS))
         sections = [(number, at, min(step, size - at)) for number, at in enumerate(range(0, size, step), start=1)]
-        begun = self._tried(lambda: self._clients.quick.create_multipart_upload(**self._target, Metadata=self._metadata))
+        begun = self._tried(
+            lambda: self._clients.quick.create_multipart_upload(**self._target, Metadata=self._metadata)
+        )
         upload_id = str(begun.get("UploadId") or "")
         if not upload_id:
             raise UpstreamError("The object store began an upload without naming it.")
