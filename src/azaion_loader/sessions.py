@@ -131,11 +131,6 @@ class Sessions:
         return session.user if session else None
 
     def is_of(self, credentials: Credentials) -> bool:
-        """Tell whether the session was opened with these."""
-        session = self._session
-        return session is not None and session.credentials == credentials
-
-    def is_of(self, credentials: Credentials) -> bool:
         """Tell whether the session was opened with these credentials, as typed."""
         session = self._session
         return session is not None and session.credentials == credentials
