@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from azaion_loader.cdn_credentials import CDNCredentials
     from azaion_loader.cdn_manager import CdnManager
     from azaion_loader.credentials import Credentials
+    from azaion_loader.hardware_service import HardwareService
     from azaion_loader.loaded_resource import LoadedResource
     from azaion_loader.resources import Resources
     from azaion_loader.sessions import ClaimsOf, Sessions
@@ -61,6 +62,7 @@ class Services:
         self._sessions: Sessions | None = None
         self._unlock_job: UnlockJob | None = None
         self._resources: Resources | None = None
+        self._hardware: HardwareService | None = None
         # Each kind has threads of its own, so that no kind starves another, nor the log-in.
         self.loads = LoadFlights(self._load, _LOAD_THREADS)
         self.uploads = Uploads(lambda: self.resources, settings.upload_max_bytes, _UPLOAD_THREADS)
@@ -149,7 +151,7 @@ class Services:
         cache = PartCache(settings.storage_dir, settings.state_dir, settings.cache_max_bytes, _LOCK_TIMEOUT_S)
         cache.sweep()
         return Resources(
-            PartSources(self.sessions, self._api_client, self._hardware, self._object_store),
+            PartSources(self.sessions, self._api_client, self._hardware_string, self._object_store),
             cache,
             require_part_mac=settings.require_part_mac,
             upload_max_bytes=settings.upload_max_bytes,
@@ -166,10 +168,13 @@ class Services:
             limits=TransferLimits(stall_timeout_s=settings.stall_timeout_s),
         )
 
-    def _hardware(self) -> str:
-        from azaion_loader.hardware_service import hardware_string  # noqa: PLC0415 - on first use
+    def _hardware_string(self) -> str:
+        with self._building:
+            if self._hardware is None:
+                from azaion_loader.hardware_service import HardwareService  # noqa: PLC0415 - on first use
 
-        return hardware_string(self.settings.hardware_string_file)
+                self._hardware = HardwareService(override_file=self.settings.hardware_string_file)
+            return self._hardware.hardware_string()
 
     def _build_unlock_job(self) -> "UnlockJob":
         from azaion_loader.background_log_in import BackgroundLogIn  # noqa: PLC0415 - on first use

@@ -1,8 +1,8 @@
 """The cache of big parts: where they lie, which one is in use, which one goes when room is needed.
 
 `<storage_dir>/<folder>/<name>.big` holds a part; everything else (notes, locks, unfinished transfers) lies in the
-dot-directory, which no resource's name can reach. A reader holds a shared `flock` on the part that it reads, so a part in
-use is known to every process; one that is replaced or removed meanwhile stays readable through its descriptor.
+dot-directory, which no resource's name can reach. A reader holds a shared `flock` on the part that it reads, so a
+part in use is known to every process; one that is replaced meanwhile stays readable through its descriptor.
 """
 
 import contextlib

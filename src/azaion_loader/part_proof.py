@@ -1,7 +1,7 @@
 """Whether a small and a big part belong together: the decisions, and the hash passes that they rest on.
 
-The resource key never changes, so a new small part joined to an old big part decrypts with valid padding into a file that
-is neither version (CONTRACT, section 5). Hence nothing here is proved by decrypting.
+The resource key never changes, so a new small part joined to an old big part decrypts with valid padding into a file
+that is neither version (CONTRACT, section 5). Hence nothing here is proved by decrypting.
 """
 
 import hashlib
@@ -81,26 +81,29 @@ def read_claims(metadata: Mapping[str, str]) -> PartClaims | None:
     return PartClaims(head, mac)
 
 
-def check_fit(
-    small: bytes, big_bytes: int, etag: str, claims: PartClaims | None, memory: NameMemory, require_mac: bool
-) -> None:
-    """Raise PartsDontFit unless these parts may belong together, as far as can be told before the big one is read."""
+def check_fit(small: bytes, found: ObjectInfo, memory: NameMemory, require_mac: bool) -> PartClaims | None:
+    """Return what the object claims, if it and the small part may belong together as far as the bytes needn't be read.
+
+    Raises PartsDontFit.
+    """
+    claims = read_claims(found.metadata)
     head = head_digest(small)
-    total = len(small) + big_bytes
+    total = len(small) + found.size
     if not small:
         raise PartsDontFit("the small part is empty")
     if total % BLOCK_BYTES or total < MIN_CIPHERTEXT_BYTES:
-        raise PartsDontFit(f"the parts have {len(small)} and {big_bytes} bytes, which no ciphertext has")
+        raise PartsDontFit(f"the parts have {len(small)} and {found.size} bytes, which no ciphertext has")
     if claims is not None:
         if claims.head_sha256 != head:
             raise PartsDontFit("the object belongs to another small part")
-        return
+        return claims
     if require_mac:
         raise PartsDontFit("the object has no MAC, and one is required")
     if memory.seen_in_format_1:
         raise PartsDontFit("the object has lost its metadata: this device has seen the name in format 1")
-    if memory.part is not None and memory.part.etag == etag and memory.part.head_sha256 != head:
+    if memory.part is not None and memory.part.etag == found.etag and memory.part.head_sha256 != head:
         raise PartsDontFit("the small part is new, but the object is the one that fitted the earlier one")
+    return None
 
 
 def note_fits(note: PartNote | None, memory: NameMemory, small: bytes, big_bytes: int, require_mac: bool) -> bool:
@@ -181,8 +184,7 @@ class TransferProof:
 
     def prove(self, info: ObjectInfo) -> None:
         """Raise PartsDontFit unless what came belongs to the small part, as the object's metadata say."""
-        claims = read_claims(info.metadata)
-        check_fit(self._of[2], info.size, info.etag, claims, self._memory, self._require_mac)
+        claims = check_fit(self._of[2], info, self._memory, self._require_mac)
         if claims is not None and not hmac.compare_digest(self.digests().mac, claims.mac):
             raise PartsDontFit("the MAC is wrong")
         self.claims = claims

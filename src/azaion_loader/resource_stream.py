@@ -28,7 +28,7 @@ class ResourceResponse(Response):
         self._loaded = loaded
         self._limit = limit
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer; the next chunk is decrypted while one is under way."""
         try:
             async with anyio.create_task_group() as group:

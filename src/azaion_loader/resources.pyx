@@ -27,7 +27,6 @@ from azaion_loader.part_proof import (
     head_digest,
     is_md5,
     note_fits,
-    read_claims,
 )
 from azaion_loader.publication import Publication
 from azaion_loader.store_answers import ObjectChanged, ObjectMissing
@@ -125,9 +124,8 @@ cdef class Resources:
         found = request.find_big()
         if found is None:
             raise PartsDontFit("the big part or its bucket is missing in the store")
-        claims = read_claims(found.metadata)
         memory = self._cache.notes.read(request.folder, request.name)
-        check_fit(small, found.size, found.etag, claims, memory, self._require_part_mac)
+        claims = check_fit(small, found, memory, self._require_part_mac)
         if memory.part is None:
             loaded = self._adopt(request, small, found, claims)
         return self._transfer(request, small, found, memory) if loaded is None else loaded

@@ -1,8 +1,8 @@
 """Loads of the same resource share one transfer, without a thread for each that waits.
 
-A load that comes while another of its resource runs does not take that one's result, whose small part may have been read
-before an upload was answered: it waits for the next run, which all that came meanwhile share, and which as a rule
-finds the part in the cache.
+A load that comes while another of its resource runs does not take that one's result, whose small part may have been
+read before an upload was answered: it waits for the next run, which all that came meanwhile share, and which as a
+rule finds the part in the cache.
 """
 
 import asyncio
@@ -14,6 +14,7 @@ import anyio
 from anyio import to_thread
 
 from azaion_loader.errors import LoaderError, UpstreamTimeout, UpstreamUnavailable
+
 if TYPE_CHECKING:
     from azaion_loader.loaded_resource import LoadedResource
 
