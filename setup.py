@@ -9,6 +9,8 @@ Settings come from the environment, because PEP 517 front ends pass nothing else
 - ``AZAION_DEVKIT``: ``0`` leaves azaion_devkit and its commands out, as in the shipped image.
 """
 
+import hashlib
+import json
 import os
 import secrets
 import tomllib
@@ -31,38 +33,68 @@ def read_requirements() -> list[str]:
     return [line for line in lines if line]
 
 
-def key_profile_source(path: Path) -> str:
-    """Return Cython source with the three secrets of the profile, each under a random mask of its own length."""
-    profile = tomllib.loads(path.read_text(encoding="utf-8"))
+def read_key_profile(path: Path) -> dict[str, str]:
+    """Return the three secrets of a profile; end the build where the file holds anything else."""
+    try:
+        profile = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        # A parser's message may quote the file, and build logs are kept.
+        raise SystemExit(f"{path}: this key profile can't be read ({type(err).__name__})") from None
     if sorted(profile) != sorted(PROFILE_KEYS) or not all(isinstance(v, str) and v for v in profile.values()):
         raise SystemExit(f"{path}: a key profile holds exactly these texts: {', '.join(PROFILE_KEYS)}")
-    lines = [f"cdef bint PROFILE_IS_DEVELOPMENT = {path.resolve() == DEVELOPMENT_PROFILE.resolve()}"]
+    return profile
+
+
+def key_profile_source(profile: dict[str, str], development: bool) -> str:
+    """Return Cython source with the three secrets, each under a random mask of its own length.
+
+    They are C arrays, so that no Python object holds them, and volatile: otherwise the compiler, which sees both
+    halves, may join them and put the plain secret into the code.
+    """
+    c_lines = ["typedef volatile unsigned char volatile_byte;"]
+    declarations = ["    ctypedef unsigned char volatile_byte"]
     for key in PROFILE_KEYS:
         plain = profile[key].encode()
         mask = secrets.token_bytes(len(plain))
         masked = bytes(a ^ b for a, b in zip(plain, mask, strict=True))
-        for name, value in (("MASK", mask), ("MASKED", masked)):
-            literal = "".join(f"\\x{byte:02x}" for byte in value)
-            lines.append(f'cdef bytes {key.upper()}_{name} = b"{literal}"')
-    return "\n".join(lines) + "\n"
+        name = key.upper()
+        for suffix, value in (("MASK", mask), ("MASKED", masked)):
+            c_lines.append(f"static const volatile_byte {name}_{suffix}[] = {{{', '.join(map(str, value))}}};")
+            declarations.append(f"    const volatile_byte *{name}_{suffix}")
+        c_lines.append(f"#define {name}_BYTES {len(plain)}")
+        declarations.append(f"    Py_ssize_t {name}_BYTES")
+    verbatim = "\n".join(f"    {line}" for line in c_lines)
+    return "\n".join([
+        f"cdef bint PROFILE_IS_DEVELOPMENT = {development}",
+        "cdef extern from *:",
+        f'    """\n{verbatim}\n    """',
+        *declarations,
+        "",
+    ])
 
 
-def write_key_profile() -> Path:
+def write_key_profile() -> None:
     """Write the profile's Cython source where `security.pyx` includes it from, and only when the profile changed.
 
-    The masks are random, so an unconditional write would recompile the module in each build.
+    The masks are random, so an unconditional write would recompile the module in each build. The stamp is a salted
+    hash of what the file was made from: unlike times and inodes it can't be right by chance.
     """
-    profile = Path(os.environ.get("KEY_PROFILE") or DEVELOPMENT_PROFILE)
+    profile = read_key_profile(Path(os.environ.get("KEY_PROFILE") or DEVELOPMENT_PROFILE))
+    known = read_key_profile(DEVELOPMENT_PROFILE)
+    # One known secret is enough to call it a development build; a copy of the file elsewhere is one, too.
+    development = any(profile[key] == known[key] for key in PROFILE_KEYS)
+    content = json.dumps([profile, development, Path(__file__).read_text(encoding="utf-8")], sort_keys=True).encode()
     target = GENERATED / "key_profile.pxi"
-    newest = max(profile.stat().st_mtime, Path(__file__).stat().st_mtime)
-    # A comment names neither path nor content: the file is part of the build of a release, too.
-    stamp = f"# profile {profile.stat().st_ino}-{profile.stat().st_size}\n"
-    if target.exists() and target.stat().st_mtime > newest and target.read_text().startswith(stamp):
-        return target
+    if target.exists():
+        _, _, salt, stamp = (target.read_text(encoding="ascii").partition("\n")[0].split() + [""] * 4)[:4]
+        if salt and stamp == hashlib.sha256(salt.encode() + content).hexdigest():
+            return
+        target.unlink()
     GENERATED.mkdir(parents=True, exist_ok=True)
     target.touch(mode=0o600)
-    target.write_text(stamp + key_profile_source(profile))
-    return target
+    salt = secrets.token_hex(16)
+    stamp = hashlib.sha256(salt.encode() + content).hexdigest()
+    target.write_text(f"# profile {salt} {stamp}\n" + key_profile_source(profile, development), encoding="ascii")
 
 
 def extensions(traced: bool) -> list[Extension]:

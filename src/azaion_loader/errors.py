@@ -49,6 +49,9 @@ The HTTP status of each stands in `http_errors.py`; a test walks this tree and f
 
 from typing import ClassVar
 
+# One sentence for a wrong key, wrong padding, a wrong length, a wrong MAC: which of them it was helps only a forger.
+INTEGRITY_MESSAGE = "The data is damaged or incomplete, or was made with another key."
+
 
 class LoaderError(Exception):
     """Root of the tree.
@@ -179,6 +182,9 @@ class IntegrityError(LoaderError):
     """Parts that don't fit, a wrong key or damaged bytes: one message for every cause."""
 
     code = "integrity_error"
+
+    def __init__(self, message: str = INTEGRITY_MESSAGE, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class UpstreamError(LoaderError):

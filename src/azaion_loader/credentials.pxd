@@ -1,0 +1,3 @@
+cdef class Credentials:
+    cdef readonly str email
+    cdef readonly str password

@@ -1,0 +1,7 @@
+cdef class SecretKey:
+    cdef unsigned char *_data
+    cdef readonly Py_ssize_t _size
+
+cdef SecretKey adopt(bytes data)
+cdef SecretKey empty_key(Py_ssize_t size)
+cdef void wipe(bytes data) noexcept

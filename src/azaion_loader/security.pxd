@@ -1,0 +1,2 @@
+cdef class PartMac:
+    cdef object _mac
