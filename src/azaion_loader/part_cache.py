@@ -6,6 +6,7 @@ part in use is known to every process; one that is replaced meanwhile stays read
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -19,6 +20,8 @@ from azaion_loader.errors import InvalidName, UpstreamTimeout
 from azaion_loader.part_notes import PartNotes
 
 SUFFIX = ".big"
+# Missing, under a file, a link, a socket.
+_NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 _ABANDONED_AFTER_S = 7 * 24 * 3600.0
 
 
@@ -153,7 +156,9 @@ def open_in_use(path: Path) -> int | None:
     try:
         # O_NONBLOCK: a FIFO under this name must not hang the service.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as err:
+        if err.errno not in _NO_FILE:
+            raise
         return None
     try:
         found = os.fstat(descriptor)
