@@ -12,14 +12,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar, cast
 
+import anyio
 from fastapi import Depends, Request
 from loguru import logger
 
 from azaion_loader.settings import InvalidSetting, Settings
+from azaion_loader.single_flight import LoadFlights
+from azaion_loader.uploads import Uploads
 
 if TYPE_CHECKING:
     from azaion_loader.api_client import ApiClient
+    from azaion_loader.cdn_credentials import CDNCredentials
+    from azaion_loader.cdn_manager import CdnManager
     from azaion_loader.credentials import Credentials
+    from azaion_loader.hardware_service import HardwareService
+    from azaion_loader.loaded_resource import LoadedResource
+    from azaion_loader.resources import Resources
     from azaion_loader.sessions import ClaimsOf, Sessions
     from azaion_loader.unlock import UnlockJob
 
@@ -31,6 +39,12 @@ _PUBLIC_KEY = re.compile(rb"-----BEGIN [A-Z ]*PUBLIC KEY-----.*", re.DOTALL)
 _CONTENTS = {_TOKEN: "one word of visible ASCII characters", _PUBLIC_KEY: "a public key in PEM"}
 # Polls have threads of their own: they answer also while every thread for requests waits for something slow.
 _POLL_THREADS = 2
+# Those that wait for the API, the store or a lock; those that encrypt and publish; those that decrypt what is sent.
+_LOAD_THREADS = 16
+_UPLOAD_THREADS = 8
+_SEND_THREADS = 8
+# For a transfer of the same resource by another process.
+_LOCK_TIMEOUT_S = 600.0
 
 
 class Services:
@@ -47,6 +61,12 @@ class Services:
         self._claims: ClaimsOf | None = None
         self._sessions: Sessions | None = None
         self._unlock_job: UnlockJob | None = None
+        self._resources: Resources | None = None
+        self._hardware: HardwareService | None = None
+        # Each kind has threads of its own, so that no kind starves another, nor the log-in.
+        self.loads = LoadFlights(self._load, _LOAD_THREADS)
+        self.uploads = Uploads(lambda: self.resources, settings.upload_max_bytes, _UPLOAD_THREADS)
+        self.sending = anyio.CapacityLimiter(_SEND_THREADS)
 
     @property
     def sessions(self) -> "Sessions":
@@ -65,6 +85,14 @@ class Services:
             if self._unlock_job is None:
                 self._unlock_job = self._build_unlock_job()
             return self._unlock_job
+
+    @property
+    def resources(self) -> "Resources":
+        """The models of this device. Slow the first time: call it from a thread."""
+        with self._building:
+            if self._resources is None:
+                self._resources = self._build_resources()
+            return self._resources
 
     @property
     def authenticated(self) -> bool:
@@ -110,6 +138,43 @@ class Services:
                 pem = self._token_key
                 self._claims = decode_token if pem is None else TokenVerifier(pem).verify
             return self._claims
+
+    def _load(self, folder: str, name: str) -> "LoadedResource":
+        return self.resources.load(folder, name)
+
+    def _build_resources(self) -> "Resources":
+        from azaion_loader.part_cache import PartCache  # noqa: PLC0415 - on first use
+        from azaion_loader.part_source import PartSources  # noqa: PLC0415
+        from azaion_loader.resources import Resources  # noqa: PLC0415
+
+        settings = self.settings
+        cache = PartCache(settings.storage_dir, settings.state_dir, settings.cache_max_bytes, _LOCK_TIMEOUT_S)
+        cache.sweep()
+        return Resources(
+            PartSources(self.sessions, self._api_client, self._hardware_string, self._object_store),
+            cache,
+            require_part_mac=settings.require_part_mac,
+            upload_max_bytes=settings.upload_max_bytes,
+        )
+
+    def _object_store(self, credentials: "CDNCredentials") -> "CdnManager":
+        from azaion_loader.cdn_manager import CdnManager, TransferLimits  # noqa: PLC0415 - on first use
+
+        settings = self.settings
+        return CdnManager(
+            credentials,
+            connect_timeout_s=settings.connect_timeout_s,
+            request_timeout_s=settings.request_timeout_s,
+            limits=TransferLimits(stall_timeout_s=settings.stall_timeout_s),
+        )
+
+    def _hardware_string(self) -> str:
+        with self._building:
+            if self._hardware is None:
+                from azaion_loader.hardware_service import HardwareService  # noqa: PLC0415 - on first use
+
+                self._hardware = HardwareService(override_file=self.settings.hardware_string_file)
+            return self._hardware.hardware_string()
 
     def _build_unlock_job(self) -> "UnlockJob":
         from azaion_loader.background_log_in import BackgroundLogIn  # noqa: PLC0415 - on first use

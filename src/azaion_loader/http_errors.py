@@ -83,6 +83,15 @@ LOGIN_ERRORS = (
     errors.UpstreamUnavailable,
     errors.UpstreamTimeout,
 )
+_RESOURCE_ERRORS = (
+    *LOGIN_ERRORS,
+    errors.InvalidName,
+    errors.NotAuthenticated,
+    errors.HardwareMismatch,
+    errors.DiskFull,
+)
+LOAD_ERRORS = (*_RESOURCE_ERRORS, errors.ResourceNotFound, errors.IntegrityError)
+UPLOAD_ERRORS = _RESOURCE_ERRORS
 # Any caller can meet these at any path.
 _EVERYWHERE = (errors.HostNotAllowed, errors.Unauthorized, errors.LoaderError)
 

@@ -7,18 +7,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Query
+from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.telemetry import TelemetryConfig
 from starlette.concurrency import run_in_threadpool
 
 from azaion_loader import __version__
 from azaion_loader.dependencies import Services, ServicesDep
-from azaion_loader.http_errors import LOGIN_ERRORS, UNLOCK_ERRORS, documented, handle_errors
+from azaion_loader.http_errors import LOAD_ERRORS, LOGIN_ERRORS, UNLOCK_ERRORS, UPLOAD_ERRORS, documented, handle_errors
 from azaion_loader.logs import set_up_logs
 from azaion_loader.middleware import Guard
+from azaion_loader.resource_stream import ResourceResponse
 from azaion_loader.schemas import (
     CredentialsRequest,
     HealthAnswer,
+    LoadRequest,
     OkAnswer,
     StatusAnswer,
     UnlockProgressAnswer,
@@ -26,6 +28,7 @@ from azaion_loader.schemas import (
     UnlockStatusAnswer,
 )
 from azaion_loader.settings import Settings
+from azaion_loader.uploads import FORM_SCHEMA
 
 router = APIRouter()
 
@@ -46,6 +49,20 @@ async def status(services: ServicesDep) -> StatusAnswer:
 def login(request: CredentialsRequest, services: ServicesDep) -> OkAnswer:
     """Open a session at the Resource API; a failed log-in leaves the earlier one as it was."""
     services.sessions.log_in(request.credentials())
+    return OkAnswer()
+
+
+@router.post("/load/{filename}", response_class=ResourceResponse, responses=documented(*LOAD_ERRORS))
+async def load(filename: str, request: LoadRequest, services: ServicesDep) -> ResourceResponse:
+    """Send a model, decrypted and proved whole."""
+    request.check(filename)
+    return ResourceResponse(await services.loads.load(request.folder, filename), services.sending)
+
+
+@router.post("/upload/{filename}", responses=documented(*UPLOAD_ERRORS), openapi_extra=FORM_SCHEMA)
+async def upload(filename: str, request: Request, services: ServicesDep) -> OkAnswer:
+    """Publish a model; answers when both of its parts are stored."""
+    await services.uploads.receive(filename, request)
     return OkAnswer()
 
 

@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from azaion_loader.errors import InvalidRequest
+from azaion_loader.names import check_filename, check_folder
 from azaion_loader.unlock_state import UnlockState
 
 if TYPE_CHECKING:
@@ -28,6 +30,20 @@ class CredentialsRequest(BaseModel):
         from azaion_loader.credentials import Credentials  # noqa: PLC0415 - compiled code loads on first use
 
         return Credentials(self.email, self.password)
+
+
+class LoadRequest(BaseModel):
+    """The resource wanted; `filename` says the same as the path."""
+
+    filename: str = Field(examples=["detection.onnx"])
+    folder: str = Field(examples=["models"])
+
+    def check(self, path_filename: str) -> None:
+        """Raise InvalidName, or InvalidRequest where the path names another file."""
+        check_filename(path_filename)
+        check_folder(self.folder)
+        if self.filename != path_filename:
+            raise InvalidRequest("The file names of the path and the body differ.")
 
 
 class HealthAnswer(BaseModel):
