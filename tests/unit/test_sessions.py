@@ -84,11 +84,14 @@ def logins(api: DevResourceApi) -> int:
 
 def test_log_in(sessions: Sessions, api: DevResourceApi) -> None:
     assert not sessions.authenticated
+    assert not sessions.is_of(OTHER)
     assert sessions.user is None
     user = sessions.log_in(OTHER)
     assert sessions.authenticated
     assert sessions.user == user
     assert user.email == "other@example.com"
+    assert sessions.is_of(Credentials("other@example.com", "password2"))
+    assert not sessions.is_of(USER)
     sessions.log_in(OTHER)
     assert logins(api) == 2
 
