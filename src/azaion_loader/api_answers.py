@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
 
 from azaion_loader.errors import (
     AccountLocked,
@@ -24,7 +23,7 @@ from azaion_loader.errors import (
 )
 from azaion_loader.tokens import TOKEN_MAX_CHARACTERS
 
-WRONG_RESOURCE_NAME: Final = 50
+_WRONG_RESOURCE_NAME = 50
 _RETRY_AFTER_MAX_S = 7 * 24 * 3600
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+", re.ASCII)
 _SECOND_FACTOR = re.compile(r"mfa|2fa|otp|twofactor|secondfactor|multifactor")
@@ -106,6 +105,11 @@ def business_code(status: int, body: bytes) -> int | None:
     if isinstance(code, int) and not isinstance(code, bool):
         return code
     raise UpstreamError("The Resource API refused without saying why (409 without a code).")
+
+
+def names_no_resource(status: int, body: bytes) -> bool:
+    """Tell whether an answer says that the resource doesn't exist. Raises UpstreamError for a 409 without a code."""
+    return status == 404 or business_code(status, body) == _WRONG_RESOURCE_NAME
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes, *, at_login: bool) -> LoaderError:

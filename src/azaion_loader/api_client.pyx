@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 cimport cython
 
-from azaion_loader.api_answers import WRONG_RESOURCE_NAME, business_code, error_of, read_json, token_of
+from azaion_loader.api_answers import error_of, names_no_resource, read_json, token_of
 from azaion_loader.errors import HardwareMismatch, ResourceNotFound, UpstreamError
 from azaion_loader.http_transport import HttpTransport
 
@@ -92,7 +92,7 @@ cdef class ApiClient:
         body = {"password": credentials.password, "hardware": hardware, "fileName": name}
         path = _path("/resources/get", folder)
         answer = self._call("POST", path, token, max_bytes, body, None, (404, 409, 500))
-        missing = answer.status == 404 or business_code(answer.status, answer.body) == WRONG_RESOURCE_NAME
+        missing = names_no_resource(answer.status, answer.body)
         if answer.status == 500:
             # Some servers answer so for a missing file; only their list tells it from a true fault.
             missing = not self._is_listed(token, folder, name)

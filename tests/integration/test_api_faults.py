@@ -38,7 +38,7 @@ Act = Callable[[ApiClient, str], object]
 CALLS: dict[str, Act] = {
     "/login": lambda client, _token: client.login(USER),
     "/binary-split": lambda client, token: client.key_fragment(token),
-    "/resources/get": lambda client, token: client.get_resource(token, "models", "a", USER, HARDWARE),
+    "/resources/get": lambda client, token: client.get_resource(token, "models", "a", USER, HARDWARE, 1 << 20),
     "/resources/models": lambda client, token: client.put_resource(token, "models", "a", b"data"),
 }
 WIRE_FAULTS: dict[str, tuple[dict[str, Any], type[LoaderError]]] = {
@@ -66,7 +66,7 @@ WIRE_FAULTS: dict[str, tuple[dict[str, Any], type[LoaderError]]] = {
     "redirect to http": ({"status": 301, "headers": {"Location": "http://127.0.0.1:1/"}}, UpstreamError),
     "redirect to a file": ({"status": 302, "headers": {"Location": "file:///etc/passwd"}}, UpstreamError),
     "500 page": ({"status": 502, "body": "<html>Bad gateway</html>"}, UpstreamError),
-    "100 MB": ({"raw": b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n" + b"x" * 100_000_000}, UpstreamError),
+    "too long": ({"raw": b"HTTP/1.1 200 OK\r\nContent-Length: 4000000\r\n\r\n" + b"x" * 4_000_000}, UpstreamError),
     "two lengths": ({"raw": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!"}, UpstreamError),
     "negative length": ({"raw": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello"}, UpstreamError),
 }
