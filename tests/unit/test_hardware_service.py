@@ -14,7 +14,8 @@ from azaion_loader.hardware_service import HardwareService
 
 TREES = Path(__file__).parents[1] / "vectors" / "hardware"
 EXPECTED = {
-    "jetson-orin": "CPU: ARM implementer 0x41 part 0xd42. GPU: nvidia,ga10b. Memory: 33554432. DriveSerial: S6B0NL0T512345",
+    "jetson-orin": "CPU: ARM implementer 0x41 part 0xd42. GPU: nvidia,ga10b. Memory: 33554432. "
+    "DriveSerial: S6B0NL0T512345",
     "rk3588": "CPU: ARM implementer 0x41 part 0xd05. GPU: arm,mali-bifrost. Memory: 16777216. DriveSerial: 0x5a1b2c3d",
     "pc": "CPU: Intel(R) Core(TM) i7-8700 CPU @ 3.20GHz. GPU: 10de:2204+8086:3e92. Memory: 16777216. "
     "DriveSerial: WD-WCC6Y7ABCDEF",
@@ -234,8 +235,16 @@ def test_hostile_files_are_bounded_and_give_no_crash(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("total_kb", "installed_kb"),
-    [(1, 262144), (3_884_000, 4194304), (7_620_000, 8388608), (8_388_608, 8388608), (8_388_609, 12582912),
-     (12_100_000, 12582912), (65_000_000, 67108864), (98_000_000, 100663296)],
+    [
+        (1, 262144),
+        (3_884_000, 4194304),
+        (7_620_000, 8388608),
+        (8_388_608, 8388608),
+        (8_388_609, 12582912),
+        (12_100_000, 12582912),
+        (65_000_000, 67108864),
+        (98_000_000, 100663296),
+    ],
 )
 def test_memory_is_rounded_up_to_what_is_installed(tmp_path: Path, total_kb: int, installed_kb: int) -> None:
     (tmp_path / "proc").mkdir()
