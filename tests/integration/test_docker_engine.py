@@ -389,11 +389,13 @@ def test_a_load_hangs(proxy: EngineProxy, new_image: Callable[..., Image], after
     assert time.monotonic() - started < 15
 
 
-def test_a_lost_answer(proxy: EngineProxy, new_image: Callable[..., Image]) -> None:
+def test_a_lost_answer_does_not_undo_the_load(proxy: EngineProxy, new_image: Callable[..., Image]) -> None:
+    cli = DockerCli("docker", 10.0, 10.0)
     image = new_image()
     proxy.break_off("/images/load", after_bytes=None)
     with pytest.raises((DockerFailed, DockerUnavailable)):
-        load(DockerCli("docker", 10.0, 10.0), archive(image))
+        load(cli, archive(image))
+    wait_for(lambda: same_image(cli, image.tag, image))
 
 
 def test_an_answer_of_the_engine_s_own(proxy: EngineProxy, new_image: Callable[..., Image]) -> None:
