@@ -42,7 +42,6 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None) -> int:
     from loguru import logger  # noqa: PLC0415
 
     from azaion_loader.http_protocol import HEADERS_MAX_BYTES, BoundedHttpProtocol  # noqa: PLC0415
-    from azaion_loader.logs import set_up_logs  # noqa: PLC0415
     from azaion_loader.main import create_app  # noqa: PLC0415
 
     config = uvicorn.Config(
@@ -64,8 +63,6 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None) -> int:
         listener = _listen_unix(uds) if uds is not None else _listen(host, port)
     except OSError as err:
         return _fail(f"Can't listen on {where}: {err.strerror or err}", EXIT_FAILED)
-    set_up_logs(settings.log_dir)
-    logger.info("Listening on {}", uds or "{}:{}".format(*listener.getsockname()[:2]))
     with listener, _quiet_end():
         server.run(sockets=[listener])
     if uds is not None:

@@ -11,6 +11,7 @@ from azaion_loader.errors import InvalidRequest
 # For a request's line and headers together: to arrive, and in size.
 HEADERS_TIMEOUT_S = 10.0
 HEADERS_MAX_BYTES = 32 << 10
+_SLICE_BYTES = 16 << 10
 
 
 class BoundedHttpProtocol(H11Protocol):
@@ -26,7 +27,12 @@ class BoundedHttpProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on; the first of a later request starts its clock, the end of its headers stops it."""
-        super().data_received(data)
+        # In slices: h11 measures what is left over of a read, and one read of the event loop can hold many times the bound.
+        first = len(data) if self.conn.their_state is not h11.IDLE else _SLICE_BYTES
+        super().data_received(data[:first])
+        while first < len(data) and not self.transport.is_closing():
+            super().data_received(data[first : first + _SLICE_BYTES])
+            first += _SLICE_BYTES
         if self.conn.their_state is not h11.IDLE:
             self._stop_clock()
         elif self._headers_timer is None:
