@@ -69,7 +69,6 @@ def serving(tmp_path: Path, *arguments: str, **variables: str) -> Iterator[Servi
             lines.append(line)
             if match := re.search(r"Listening on .*?(?::(\d+))?$", line.rstrip()):
                 port[0] = int(match[1] or 0)
-            if "Application startup complete" in line:
                 ready.set()
         ready.set()
 
@@ -132,7 +131,9 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> Non
 
 def test_a_slow_client_does_not_hold_the_end_up(tmp_path: Path) -> None:
     with serving(tmp_path) as running, running.connect() as slow:
-        slow.sendall(b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nContent-Type: application/json\r\n\r\n{")
+        slow.sendall(
+            b"POST /login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nContent-Type: application/json\r\n\r\n{"
+        )
         assert running.ask("/health")[0] == 200
         running.process.terminate()
         assert running.process.wait(9) == 0
@@ -161,7 +162,8 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("DOCKER_TIMEOUT_S", "-1"), ("LOADER_API_TOKEN_FILE", "/nonexistent"), ("API_VERSION", "a b")]
+    ("variable", "value"),
+    [("DOCKER_TIMEOUT_S", "-1"), ("LOADER_API_TOKEN_FILE", "/nonexistent"), ("API_VERSION", "a b")],
 )
 def test_bad_settings(tmp_path: Path, variable: str, value: str) -> None:
     outcome = subprocess.run(

@@ -161,11 +161,12 @@ def test_the_unforeseen_has_a_reference_that_is_in_the_log_once(path: str) -> No
     assert response.status_code == 500
     assert response.json()["code"] == "internal_error"
     reference = response.json()["detail"].split()[-1].rstrip(".")
-    assert [reference in record for record in records] == [True]
+    mentions = [record for record in records if reference in record]
+    assert len(mentions) == 1
     assert "inner" not in response.text
     assert "deep inside" not in response.text
-    assert "Traceback" in records[0]
-    assert "hunter2" not in records[0].replace('secret = "hunter2"', "")
+    assert "Traceback" in mentions[0]
+    assert "hunter2" not in mentions[0].replace('secret = "hunter2"', "")
 
 
 def test_a_failure_after_the_first_byte_breaks_the_answer_off() -> None:

@@ -39,7 +39,7 @@ def console(capsys: pytest.CaptureFixture[str]) -> Iterator[Console]:
     root, handlers, level = logging.root, logging.root.handlers, logging.root.level
     yield Console(capsys)
     logger.remove()
-    logger.configure(patcher=lambda record: None)
+    logger.configure(patcher=lambda _record: None)
     root.handlers, root.level = handlers, level
 
 
@@ -81,10 +81,7 @@ def test_no_record_forges_another(console: Console, tmp_path: Path) -> None:
     forged = "x\n2026-01-01 00:00:00.000 INFO     azaion_loader: all is well\r\x1b[2Jy\x85z\u2028q\u202er"
     logger.warning("Name: {}", forged)
     logging.getLogger("outside").error("%s", forged)
-    try:
-        raise ValueError(forged)
-    except ValueError:
-        logger.exception("caught")
+    logger.opt(exception=ValueError(forged)).error("caught")
     for text in (console.getvalue(), log_file(tmp_path)):
         assert [line for line in text.splitlines() if line.startswith("2026-01-01")] == []
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", text)

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi import FastAPI
+from loguru import logger
 
 from azaion_loader.dependencies import Services
 from azaion_loader.errors import ArchiveNotFound, InvalidCredentials, LoaderError, RateLimited
@@ -276,7 +279,18 @@ def test_polls_answer_while_every_request_thread_is_busy(app: FastAPI, sessions:
     assert asyncio.run(go()) == [200] * 54
 
 
-def test_the_lifespan_ends_the_job(app: FastAPI, job: Job, tmp_path: Path) -> None:
+@pytest.fixture
+def own_loggers() -> Iterator[None]:
+    """Leave loguru and the standard library's root logger as they were found."""
+    handlers, level = logging.root.handlers, logging.root.level
+    yield
+    logger.remove()
+    logger.configure(patcher=lambda _record: None)
+    logging.root.handlers, logging.root.level = handlers, level
+
+
+@pytest.mark.usefixtures("own_loggers")
+def test_the_lifespan_ends_the_job(app: FastAPI, job: Job) -> None:
     async def go() -> None:
         async with app.router.lifespan_context(app):
             assert not job.ended
@@ -313,7 +327,11 @@ def test_openapi_documents_every_answer(app: FastAPI) -> None:
         ("/unlock/status", "get"): {"200", "401", "403", "500"},
         ("/unlock/progress", "get"): {"200", "401", "403", "500"},
     }
-    found = {(path, method): set(entry["responses"]) for path, ways in document["paths"].items() for method, entry in ways.items()}
+    found = {
+        (path, method): set(entry["responses"])
+        for path, ways in document["paths"].items()
+        for method, entry in ways.items()
+    }
     assert {key: found[key] for key in expected} == expected
     for ways in document["paths"].values():
         for entry in ways.values():

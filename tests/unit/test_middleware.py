@@ -21,6 +21,7 @@ def pass_guard(
     guard: Guard,
     method: str = "GET",
     path: str = "/status",
+    *,
     headers: Iterable[tuple[str, str]] = (("host", "device"),),
     body: Iterable[bytes] = (b"",),
     hang: bool = False,
