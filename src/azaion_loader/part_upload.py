@@ -134,7 +134,9 @@ class PartUpload:
         size = before.st_size
         step = max(self._part_bytes, -(-size // MAX_PARTS))
         sections = [(number, at, min(step, size - at)) for number, at in enumerate(range(0, size, step), start=1)]
-        begun = self._tried(lambda: self._clients.quick.create_multipart_upload(**self._target, Metadata=self._metadata))
+        begun = self._tried(
+            lambda: self._clients.quick.create_multipart_upload(**self._target, Metadata=self._metadata)
+        )
         upload_id = str(begun.get("UploadId") or "")
         if not upload_id:
             raise UpstreamError("The object store began an upload without naming it.")
@@ -210,7 +212,7 @@ class PartUpload:
         for failures in range(1, self._tries + 1):
             try:
                 return call()
-            except Exception as err:  # noqa: BLE001 - botocore raises far more than it declares
+            except Exception as err:
                 error = source_fault(err) or translate(err, uploading=True)
                 if failures == self._tries or not is_transient(error) or self._stopped.is_set():
                     raise error from err

@@ -20,7 +20,13 @@ _FORCED = {"config_file": os.devnull, "credentials_file": os.devnull, "ignore_co
 
 
 def make_client(
-    endpoint: str, access_key: str, access_secret: str, *, connect_timeout_s: float, read_timeout_s: float, connections: int
+    endpoint: str,
+    access_key: str,
+    access_secret: str,
+    *,
+    connect_timeout_s: float,
+    read_timeout_s: float,
+    connections: int,
 ) -> Any:
     """Return an S3 client with exactly one try for each call; it follows no redirect and looks up no credentials.
 

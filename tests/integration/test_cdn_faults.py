@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from azaion_devkit.fault_proxy import FaultProxy, Rule
 from azaion_devkit.object_store import ObjectStore
 from azaion_loader.cdn_manager import CdnManager, KeysRefused, ObjectInfo, ObjectMissing, TransferLimits, parse_cdn_yaml
@@ -104,7 +105,10 @@ REFUSED = {
     "keys refused": (Rule(answer_status=403), KeysRefused),
     "gone": (Rule(answer_status=404), ObjectMissing),
     "redirect to plain HTTP": (Rule(answer_status=307, answer_headers={"Location": "{url}/trap"}), UpstreamError),
-    "redirect to a region": (Rule(answer_status=301, answer_headers={"x-amz-bucket-region": "eu-west-1"}), UpstreamError),
+    "redirect to a region": (
+        Rule(answer_status=301, answer_headers={"x-amz-bucket-region": "eu-west-1"}),
+        UpstreamError,
+    ),
 }
 
 
@@ -163,7 +167,7 @@ def test_a_changed_object_starts_clean(
         def update(self, chunk: memoryview) -> None:
             self.seen += chunk
 
-        def prove(self, info: ObjectInfo) -> None:
+        def prove(self, info: ObjectInfo) -> None:  # noqa: ARG002 - the protocol's signature
             assert self.seen == new
 
     changed: list[int] = []
@@ -235,7 +239,7 @@ manager.download("models", sys.argv[2], Path(sys.argv[3]))
 """
 
 
-def kill_often(store: ObjectStore, key: str, data_sha256: str, tmp_path: Path, part_bytes: int, kills: int) -> None:
+def kill_often(store: ObjectStore, key: str, data_sha256: str, tmp_path: Path, *, part_bytes: int, kills: int) -> None:
     """Download in a process that is killed at `kills` random places, and compare bytes and traffic."""
     size = (store.root / "models" / key).stat().st_size
     target = tmp_path / "t"
@@ -263,7 +267,7 @@ def test_a_killed_download_goes_on(store: ObjectStore, tmp_path: Path) -> None:
     data = payload(48 * MIB, 5)
     (store.root / "models" / "killed.big").write_bytes(data)
     store.refresh()
-    kill_often(store, "killed.big", hashlib.sha256(data).hexdigest(), tmp_path, MIB, 3)
+    kill_often(store, "killed.big", hashlib.sha256(data).hexdigest(), tmp_path, part_bytes=MIB, kills=3)
 
 
 @pytest.mark.slow
@@ -276,4 +280,4 @@ def test_one_gigabyte_cut_at_twenty_places(store: ObjectStore, tmp_path: Path) -
             sha256.update(piece)
             file.write(piece)
     store.refresh()
-    kill_often(store, "huge.big", sha256.hexdigest(), tmp_path, 2 * MIB, 20)
+    kill_often(store, "huge.big", sha256.hexdigest(), tmp_path, part_bytes=2 * MIB, kills=20)

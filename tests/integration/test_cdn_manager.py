@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from azaion_devkit.fault_proxy import FaultProxy
 from azaion_devkit.object_store import ObjectStore, free_port
 from azaion_loader.cdn_manager import CDNCredentials, CdnManager, KeysRefused, ObjectInfo, ObjectMissing, TransferLimits
@@ -36,7 +37,7 @@ class Sink:
     def update(self, chunk: memoryview) -> None:
         self.sha256.update(chunk)
 
-    def prove(self, info: ObjectInfo) -> None:
+    def prove(self, info: ObjectInfo) -> None:  # noqa: ARG002 - the protocol's signature
         if self.refuse is not None:
             raise self.refuse
 
@@ -51,7 +52,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
 
 def manager_of(store: ObjectStore, **changed: str) -> CdnManager:
     named = {
-        "host": store.url, "downloader_access_key": store.downloader[0], "downloader_access_secret": store.downloader[1],
+        "host": store.url,
+        "downloader_access_key": store.downloader[0], "downloader_access_secret": store.downloader[1],
         "uploader_access_key": store.uploader[0], "uploader_access_secret": store.uploader[1], **changed,
     }  # fmt: skip
     return CdnManager(CDNCredentials(**named), connect_timeout_s=2, limits=LIMITS)
@@ -248,7 +250,9 @@ def test_a_cancelled_download_stops_and_can_go_on(store: ObjectStore, tmp_path: 
     assert (tmp_path / "t").read_bytes() == payload(12 * MIB)
 
 
-def test_a_file_that_changes_during_its_upload_is_refused(store: ObjectStore, manager: CdnManager, tmp_path: Path) -> None:
+def test_a_file_that_changes_during_its_upload_is_refused(
+    store: ObjectStore, manager: CdnManager, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     source.write_bytes(payload(40 * MIB))
     asked: list[int] = []

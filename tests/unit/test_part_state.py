@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from azaion_loader import part_state
-from azaion_loader.part_state import PartState, Ranges, discard, load_ranges, state_path
 from hypothesis import given
 from hypothesis import strategies as st
+
+from azaion_loader import part_state
+from azaion_loader.part_state import PartState, Ranges, discard, load_ranges, state_path
 
 PAIRS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
 
@@ -57,7 +58,20 @@ def test_ranges_beyond_the_file_are_not_believed(state: PartState, tmp_path: Pat
 
 @pytest.mark.parametrize(
     "written",
-    [None, {}, [[5, 5]], [[5, 1]], [[-1, 5]], [[0, 101]], [[0, 5], [4, 9]], [[0, 5], [5, 9]], [[True, 5]], [[0, 5.0]], [[0]], ["ab"]],
+    [
+        None,
+        {},
+        [[5, 5]],
+        [[5, 1]],
+        [[-1, 5]],
+        [[0, 101]],
+        [[0, 5], [4, 9]],
+        [[0, 5], [5, 9]],
+        [[True, 5]],
+        [[0, 5.0]],
+        [[0]],
+        ["ab"],
+    ],
 )
 def test_a_damaged_state_starts_clean(state: PartState, tmp_path: Path, written: object) -> None:
     path = tmp_path / "x.json"
