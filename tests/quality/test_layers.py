@@ -157,7 +157,9 @@ def check_environment(sources: Sources) -> Iterator[str]:
 
 
 def check_no_shell(sources: Sources) -> Iterator[str]:
-    pattern = re.compile(r"\bshell\s*=(?!\s*False\b)|\bos\s*\.\s*(system|popen)\b|\bgetoutput\b|create_subprocess_shell")
+    pattern = re.compile(
+        r"\bshell\s*=(?!\s*False\b)|\bos\s*\.\s*(system|popen)\b|\bgetoutput\b|create_subprocess_shell"
+    )
     for source in sources:
         if pattern.search(source.code):
             yield f"{source.name} uses a shell"
