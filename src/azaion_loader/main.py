@@ -42,7 +42,13 @@ def login(request: schemas.CredentialsRequest, services: ServicesDep) -> schemas
     return schemas.OkAnswer()
 
 
-@router.post("/load/{filename}", response_class=ResourceResponse, responses=documented(*LOAD_ERRORS))
+# The status is named because the framework can't read it from a response class of ours.
+@router.post(
+    "/load/{filename}",
+    status_code=200,
+    response_class=ResourceResponse,
+    responses=documented(*LOAD_ERRORS, answers_json=False),
+)
 async def load(filename: str, request: schemas.LoadRequest, services: ServicesDep) -> ResourceResponse:
     """Send a model, decrypted and proved whole."""
     request.check(filename)
