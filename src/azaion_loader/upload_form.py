@@ -56,7 +56,8 @@ class UploadFile(Protocol):
 class FormReader:
     """The grammar of the form over python-multipart's callbacks. Feed it with write().
 
-    Bytes of the file gather in `file`. `folder` is None until its field has ended. Every method raises InvalidRequest or InvalidName.
+    Bytes of the file gather in `file`. `folder` is None until its field has ended. Every method raises
+    InvalidRequest or InvalidName.
     """
 
     def __init__(self, content_type: str, filename: str) -> None:

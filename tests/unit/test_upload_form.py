@@ -136,8 +136,10 @@ def test_field_of_the_same_file_name_is_accepted() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(content=st.binary(max_size=300) | st.sampled_from([b"\r\n--a-boundar", b"\r\n--", b"--a-boundary--", b"\r\n\r\n"]),
-       size=st.integers(1, 50))  # fmt: skip
+@given(
+    content=st.binary(max_size=300) | st.sampled_from([b"\r\n--a-boundar", b"\r\n--", b"--a-boundary--", b"\r\n\r\n"]),
+    size=st.integers(1, 50),
+)
 def test_any_content_arrives_as_sent(content: bytes, size: int) -> None:
     assert bytes(receive(form(part("data", content, "x")), size=size).data) == content
 
