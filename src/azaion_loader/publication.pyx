@@ -91,7 +91,6 @@ cdef class Publication:
             etag = request.upload_big(self._aside, claims.metadata())
             request.write_small(self._small)
             self._keep(folder, PartNote(claims.head_sha256, self._big_bytes, etag, self._sha256.hexdigest(), mac))
-        self._cache.trim()
 
     def close(self) -> None:
         """End the upload; nothing stays of one that was not committed. Without effect the second time."""
@@ -146,11 +145,12 @@ cdef class Publication:
         return mac.hexdigest()
 
     cdef object _keep(self, str folder, object note):
-        """Put the published part into the cache. The upload is committed by now, so a fault only costs the next load time."""
+        """Put the published part into the cache. The upload is committed: a fault only costs the next load time."""
         try:
             # In the cache the file is one in use, not one being written.
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
             self._cache.keep(self._aside, folder, self._name)
             self._cache.notes.remember_part(folder, self._name, note)
+            self._cache.trim()
         except (OSError, DiskFull) as err:
             logger.warning("The published part of {}/{} could not be kept in the cache: {}", folder, self._name, err)
