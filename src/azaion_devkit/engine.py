@@ -26,6 +26,8 @@ from azaion_devkit.engine_install import EngineMissing, ensure_client, ensure_en
 from azaion_devkit.engine_pid import end_process, running, within
 from azaion_devkit.engine_tree import prepare_tree
 
+__all__ = ["Engine", "EngineMissing", "answers", "engine", "find", "find_or_start", "private_engine"]
+
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 SOCKET_PATH_MAX = 107  # sun_path holds 108 bytes with the final NUL
 START_TIMEOUT_S = 60.0

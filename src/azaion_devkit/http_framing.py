@@ -7,7 +7,7 @@ PIECE_BYTES = 128 * 1024
 HEAD_LIMIT_BYTES = 64 * 1024
 
 
-class BrokenOff(Exception):  # noqa: N818 - an event, not a fault of this program
+class BrokenOff(Exception):
     """The peer is gone, or the connection is to be cut."""
 
 

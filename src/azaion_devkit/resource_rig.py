@@ -26,7 +26,7 @@ from azaion_devkit.resource_api import DevResourceApi
 if TYPE_CHECKING:
     from azaion_loader.dependencies import Services
 
-EMAIL, PASSWORD = "rig@example.com", "rig-password"  # noqa: S105 - of a development account
+EMAIL, PASSWORD = "rig@example.com", "rig-password"
 HARDWARE = "CPU: RigCpu. GPU: RigGpu. Memory: 8000000. DriveSerial: R1"
 _READY_TIMEOUT_S = 20.0
 

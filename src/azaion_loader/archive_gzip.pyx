@@ -8,6 +8,8 @@ import zlib
 from azaion_loader.archive_model import CHUNK_BYTES
 from azaion_loader.errors import ArchiveInvalid
 
+__all__ = ["ForwardReader", "GzipSource", "Unpacker"]
+
 cdef enum:
     INPUT_BYTES = 1 << 18
     OUTPUT_BYTES = 1 << 18

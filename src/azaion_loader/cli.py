@@ -39,10 +39,8 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None) -> int:
     Raises InvalidSetting if a setting can't be used.
     """
     import uvicorn  # noqa: PLC0415 - `--help` needs none of it
-    from loguru import logger  # noqa: PLC0415
 
-    from azaion_loader.http_protocol import HEADERS_MAX_BYTES, BoundedHttpProtocol  # noqa: PLC0415
-    from azaion_loader.logs import set_up_logs  # noqa: PLC0415
+    from azaion_loader.http_server import HEADERS_MAX_BYTES, BoundedHttpProtocol, HttpServer  # noqa: PLC0415
     from azaion_loader.main import create_app  # noqa: PLC0415
 
     config = uvicorn.Config(
@@ -58,14 +56,12 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None) -> int:
         h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
         backlog=_BACKLOG,
     )
-    server = uvicorn.Server(config)
+    server = HttpServer(config)
     where = str(uds) if uds is not None else f"{host}:{port}"
     try:
         listener = _listen_unix(uds) if uds is not None else _listen(host, port)
     except OSError as err:
         return _fail(f"Can't listen on {where}: {err.strerror or err}", EXIT_FAILED)
-    set_up_logs(settings.log_dir)
-    logger.info("Listening on {}", uds or "{}:{}".format(*listener.getsockname()[:2]))
     with listener, _quiet_end():
         server.run(sockets=[listener])
     if uds is not None:

@@ -45,6 +45,8 @@ _UPLOAD_THREADS = 8
 _SEND_THREADS = 8
 # For a transfer of the same resource by another process.
 _LOCK_TIMEOUT_S = 600.0
+# The job's modules are most of the program: loading them must not compete with the first answer.
+_RECOVER_AFTER_S = 1.0
 
 
 class Services:
@@ -57,6 +59,8 @@ class Services:
         self._token_key = _read_setting(settings.jwt_public_key_file, "JWT_PUBLIC_KEY_FILE", _PUBLIC_KEY)
         self._building = threading.RLock()
         self._polls = ThreadPoolExecutor(_POLL_THREADS, thread_name_prefix="poll")
+        self._recovery = threading.Timer(_RECOVER_AFTER_S, self._recover)
+        self._recovery.daemon = True
         self._api: ApiClient | None = None
         self._claims: ClaimsOf | None = None
         self._sessions: Sessions | None = None
@@ -104,13 +108,16 @@ class Services:
         return await asyncio.get_running_loop().run_in_executor(self._polls, lambda: question(self.unlock_job))
 
     def start(self) -> None:
-        """Look for what an earlier run left, in the background: the first answer need not wait for it."""
-        threading.Thread(target=self._recover, name="recover", daemon=True).start()
+        """Look for what an earlier run left, soon and in the background; who asks for the job earlier, starts that."""
+        self._recovery.start()
 
     def close(self) -> None:
         """End what runs, within the bounds of its parts."""
-        if self._unlock_job is not None:
-            self._unlock_job.shutdown()
+        self._recovery.cancel()
+        with self._building:
+            job = self._unlock_job
+        if job is not None:
+            job.shutdown()
         self._polls.shutdown(wait=False, cancel_futures=True)
         if self._api is not None:
             self._api.close()

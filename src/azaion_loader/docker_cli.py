@@ -34,6 +34,8 @@ from azaion_loader.processes import (
 )
 from azaion_loader.settings import child_environment
 
+__all__ = ["DockerCli", "EngineInfo", "ImageInfo"]
+
 # After the last byte the engine unpacks what it has only stored so far, and says nothing. It gets the stall time-out
 # and on top this rate over the whole stream: a fifteenth of what two cores with an SSD do, slower than any eMMC.
 FLOOR_BYTES_PER_S = 4 << 20

@@ -27,6 +27,7 @@
      │    ├── UpstreamUnavailable   upstream_unavailable
      │    └── UpstreamTimeout       upstream_timeout
      ├── DiskFull                   disk_full
+     ├── MisconfiguredDevice        internal_error      a file of the device can't be used
      └── UnlockError                                    ends an unlock run
           ├── ArchiveError
           │    ├── ArchiveNotFound    archive_not_found
@@ -209,6 +210,12 @@ class DiskFull(LoaderError):
     """Not enough room; the message holds the needed and the free bytes."""
 
     code = "disk_full"
+
+
+class MisconfiguredDevice(LoaderError):
+    """A file that the device's owner configured can't be used; the message names it and says what it must hold."""
+
+    code = "internal_error"
 
 
 class UnlockError(LoaderError):

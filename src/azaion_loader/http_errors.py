@@ -24,7 +24,7 @@ STATUS: Mapping[type[errors.LoaderError], int] = {
     errors.LoaderError: 500,
     errors.InvalidRequest: 422,
     errors.InvalidName: 422,
-    errors.RefusedCaller: 403,
+    errors.RefusedCaller: 401,
     errors.Unauthorized: 401,
     errors.CrossSite: 403,
     errors.HostNotAllowed: 403,

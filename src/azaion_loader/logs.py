@@ -41,7 +41,7 @@ _SECRETS = (
     (re.compile(r"://[^/\s@\"']+@"), "://***@"),
     (
         re.compile(
-            r"(?i)((?:password|passwd|secret|token|authorization|credential|key_?fragment)[\w-]{0,40}[\"']?\s{0,3}[:=]\s{0,3})"
+            r"(?i)((?:password|passwd|secret|token|authorization|credential|key[_-]?fragment)[\w-]{0,40}[\"']?\s{0,3}[:=]\s{0,3})"
             r"(?:[bB]?\"(?:[^\"\\]|\\.)*\"|[bB]?'(?:[^'\\]|\\.)*'|[^\s,;&})\]]+)"
         ),
         r"\1***",

@@ -4,7 +4,6 @@ Worker threads run `RangeFetch`es; the calling thread supervises: it ends stalle
 feeds the sink in order while the bytes are still in the page cache, and asks `cancelled`. Memory is constant.
 """
 
-import os
 import random
 import threading
 import time
@@ -259,7 +258,7 @@ class PartDownload:
 
 def backoff_s(failures: int) -> float:
     """Return the pause before another try: doubling, with jitter so that many devices don't come back at once."""
-    return BACKOFF_S * 2 ** min(failures - 1, 4) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+    return BACKOFF_S * (1 << min(failures - 1, 4)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 
 
 def download_object(

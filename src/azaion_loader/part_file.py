@@ -38,6 +38,7 @@ class PartFile:
         try:
             self._resume(info.size)
         except BaseException:
+            discard(self.path)
             self.close()
             raise
         self._syncing: threading.Thread | None = None

@@ -15,6 +15,7 @@ import os
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 STATE_LIMIT_BYTES = 1 << 20
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -106,7 +107,7 @@ def load_ranges(path: Path, wanted: PartState, part_bytes: int) -> list[Pair]:
     if not isinstance(document, dict) or any(document.get(name) != value for name, value in identity.items()):
         return []
     same_boot = bool(boot_id()) and document.get("boot") == boot_id()
-    pairs = document.get("written" if same_boot else "synced")
+    pairs: Any = document.get("written" if same_boot else "synced")
     return [(a, b) for a, b in pairs] if _sound(pairs, min(wanted.size, part_bytes)) else []
 
 

@@ -212,7 +212,7 @@ class PartUpload:
         for failures in range(1, self._tries + 1):
             try:
                 return call()
-            except Exception as err:  # noqa: BLE001 - botocore raises far more than it declares
+            except Exception as err:
                 error = source_fault(err) or translate(err, uploading=True)
                 if failures == self._tries or not is_transient(error) or self._stopped.is_set():
                     raise error from err

@@ -53,7 +53,7 @@ class RangeFetch:
         asked = {} if self.whole else {"Range": f"bytes={self.position}-{self.end - 1}"}
         try:
             answer = client.get_object(Bucket=bucket, Key=key, IfMatch=f'"{info.etag}"', **asked)
-        except Exception as err:  # noqa: BLE001 - botocore raises far more than it declares; translate knows them all
+        except Exception as err:
             raise self._aborted or translate(err) from err
         with answer["Body"] as raw:
             self._prove_head(answer, info)
@@ -85,7 +85,7 @@ class RangeFetch:
         while self.position < self.end:
             try:
                 data = raw.read1(min(READ_BYTES, self.end - self.position))
-            except Exception as err:  # noqa: BLE001 - urllib3's and ssl's own; a refusal of the disk is raised below
+            except Exception as err:
                 raise self._aborted or _broken_off(err) from err
             # After an abort a TLS socket may hand out raw bytes: nothing read from then on counts.
             if self._aborted is not None:

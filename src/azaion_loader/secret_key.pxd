@@ -1,6 +1,6 @@
 cdef class SecretKey:
     cdef unsigned char *_data
-    cdef readonly Py_ssize_t _size
+    cdef Py_ssize_t _size
 
 cdef SecretKey adopt(bytes data)
 cdef SecretKey empty_key(Py_ssize_t size)

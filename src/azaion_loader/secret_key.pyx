@@ -24,6 +24,8 @@ cdef class SecretKey:
     """A secret in memory of its own, overwritten with zeros when its owner goes."""
 
     def __init__(self, data: object) -> None:
+        if data is None:
+            raise TypeError("A key is made of bytes")  # None would pass as a typed view without content
         cdef const unsigned char[::1] source = data
         if self._data is not NULL:
             raise TypeError("A key is set once")

@@ -15,7 +15,8 @@ import cython
 from azaion_loader.cbc import CbcDecryptor, CbcEncryptor, CbcReader, decrypt, encrypt
 from azaion_loader.errors import IntegrityError, InvalidRequest, WrongKey
 from azaion_loader.secret_key import SecretKey
-from azaion_loader.secret_key cimport SecretKey, adopt, empty_key, wipe
+# Under a second name: a cimported name is not an attribute of this module, and `SecretKey` is to be one.
+from azaion_loader.secret_key cimport SecretKey as Secret, adopt, empty_key, wipe
 
 include "key_profile.pxi"
 
@@ -111,7 +112,7 @@ cdef class PartMac:
         raise TypeError("A MAC is never pickled or copied")
 
 
-cdef object new_mac(SecretKey key, bytes message):
+cdef object new_mac(Secret key, bytes message):
     # hmac takes no view, so it gets a copy, which is overwritten once OpenSSL has mixed it in.
     copy = bytearray(key)
     mac = hmac.new(copy, message, "sha256")
@@ -119,23 +120,23 @@ cdef object new_mac(SecretKey key, bytes message):
     return mac
 
 
-cdef SecretKey unmask(const volatile_byte *masked, const volatile_byte *mask, Py_ssize_t size):
-    cdef SecretKey secret = empty_key(size)
+cdef Secret unmask(const volatile_byte *masked, const volatile_byte *mask, Py_ssize_t size):
+    cdef Secret secret = empty_key(size)
     cdef Py_ssize_t index
     for index in range(size):
         secret._data[index] = masked[index] ^ mask[index]
     return secret
 
 
-cdef SecretKey hardware_salt():
+cdef Secret hardware_salt():
     return unmask(HARDWARE_SALT_MASKED, HARDWARE_SALT_MASK, HARDWARE_SALT_BYTES)
 
 
-cdef SecretKey api_salt():
+cdef Secret api_salt():
     return unmask(API_SALT_MASKED, API_SALT_MASK, API_SALT_BYTES)
 
 
-cdef SecretKey resource_secret():
+cdef Secret resource_secret():
     return unmask(RESOURCE_SECRET_MASKED, RESOURCE_SECRET_MASK, RESOURCE_SECRET_BYTES)
 
 
@@ -170,7 +171,7 @@ cdef bytes derive_download(str email, str password, str hardware):
         wipe(secret)
 
 
-cdef SecretKey aes_key(bytes owned_key_string):
+cdef Secret aes_key(bytes owned_key_string):
     """Return SHA-256 of a key string, and wipe the key string."""
     key = adopt(hashlib.sha256(owned_key_string).digest())
     wipe(owned_key_string)

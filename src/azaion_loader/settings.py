@@ -15,6 +15,8 @@ GIB = 1 << 30
 _HOST_NAME = re.compile(r"[a-z0-9_](?:[a-z0-9_.-]{0,252}[a-z0-9_])?", re.ASCII)
 # The grammar of the distribution project's references.
 _IMAGE_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}", re.ASCII)
+# No user, query or fragment: paths are added at the end.
+_URL = re.compile(r"https?://(?P<host>[^/?#@\s\x00-\x1f]+)(?:/[^?#\s\x00-\x1f]*)?", re.IGNORECASE)
 _PORT = re.compile(r":[0-9]{0,5}", re.ASCII)
 
 # Loader's own files: the name rule refuses a leading dot, so no resource can reach this directory.
@@ -38,7 +40,7 @@ def host_name(value: str) -> str | None:
 
 
 def _is_port(text: str) -> bool:
-    return not text or _PORT.fullmatch(text) is not None
+    return not text or (_PORT.fullmatch(text) is not None and int(text[1:] or 0) <= 65535)
 
 
 class InvalidSetting(ValueError):
@@ -157,8 +159,9 @@ class _Reader:
 
     def url(self, name: str, default: str) -> str:
         value = self.text(name, default).rstrip("/")
-        if not value.startswith(("http://", "https://")) or len(value.split("://", 1)[1]) == 0:
-            raise InvalidSetting(f"{name} takes an address that starts with https:// or http://")
+        match = _URL.fullmatch(value)
+        if not match or host_name(match["host"]) is None:
+            raise InvalidSetting(f"{name} takes an address like https://host[:port][/path]; http:// is allowed, too")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
@@ -180,8 +183,8 @@ class _Reader:
 
     def whole(self, name: str, default: int) -> int:
         value = self.text(name, str(default))
-        if not value.isascii() or not value.isdigit():
-            raise InvalidSetting(f"{name} takes a whole number, 0 or more")
+        if not value.isascii() or not value.isdigit() or len(value) > 18:
+            raise InvalidSetting(f"{name} takes a whole number of 0 or more, up to 18 digits")
         return int(value)
 
     def seconds(self, name: str, default: float) -> float:

@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from azaion_devkit import pack
-from azaion_devkit.image_sets import SyntheticImage, load_into_engine, make_images, oci_layout, older_layout
-from azaion_devkit.reference_crypto import decrypt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from azaion_devkit import pack
+from azaion_devkit.image_sets import SyntheticImage, load_into_engine, make_images, oci_layout, older_layout
+from azaion_devkit.reference_crypto import decrypt
 from azaion_loader.archive import ArchiveIndex, open_archive
 from azaion_loader.archive_signature import parse_signature, verify_signature
 from azaion_loader.load_plan import LoadStream, compose_docker_tar, compose_oci_tar

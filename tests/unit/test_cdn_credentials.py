@@ -3,10 +3,11 @@
 import pickle
 
 import pytest
-from azaion_loader.cdn_credentials import CDN_YAML_LIMIT_BYTES, CDNCredentials, endpoint_of, parse_cdn_yaml
-from azaion_loader.errors import UpstreamError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from azaion_loader.cdn_credentials import CDN_YAML_LIMIT_BYTES, CDNCredentials, endpoint_of, parse_cdn_yaml
+from azaion_loader.errors import UpstreamError
 
 GOOD = """
 host: cdn.example.com:9000

@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from azaion_loader import part_state
-from azaion_loader.part_state import PartState, Ranges, discard, load_ranges, state_path
 from hypothesis import given
 from hypothesis import strategies as st
+
+from azaion_loader import part_state
+from azaion_loader.part_state import PartState, Ranges, discard, load_ranges, state_path
 
 PAIRS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12)
 

@@ -1,9 +1,12 @@
-"""HTTP/1.1 on one connection, with bounds that uvicorn leaves to a proxy in front: on a device there is none."""
+"""HTTP/1.1 with the bounds that uvicorn leaves to a proxy in front: on a device there is none."""
 
 import asyncio
 import json
+import socket
 
 import h11
+import uvicorn
+from loguru import logger
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from azaion_loader.errors import InvalidRequest
@@ -11,6 +14,18 @@ from azaion_loader.errors import InvalidRequest
 # For a request's line and headers together: to arrive, and in size.
 HEADERS_TIMEOUT_S = 10.0
 HEADERS_MAX_BYTES = 32 << 10
+_SLICE_BYTES = 4 << 10
+
+
+class HttpServer(uvicorn.Server):
+    """Says where it listens once it does: uvicorn leaves that out for a socket that it was given."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then accept connections."""
+        await super().startup(sockets)
+        for listener in sockets or ():
+            name = listener.getsockname()
+            logger.info("Listening on {}", name if isinstance(name, str) else f"{name[0]}:{name[1]}")
 
 
 class BoundedHttpProtocol(H11Protocol):
@@ -26,7 +41,12 @@ class BoundedHttpProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Pass bytes on; the first of a later request starts its clock, the end of its headers stops it."""
-        super().data_received(data)
+        # In slices: h11 measures what a read leaves over, and one read of the event loop can hold many times the bound.
+        first = len(data) if self.conn.their_state is not h11.IDLE else _SLICE_BYTES
+        super().data_received(data[:first])
+        while first < len(data) and not self.transport.is_closing():
+            super().data_received(data[first : first + _SLICE_BYTES])
+            first += _SLICE_BYTES
         if self.conn.their_state is not h11.IDLE:
             self._stop_clock()
         elif self._headers_timer is None:
