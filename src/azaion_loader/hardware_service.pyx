@@ -234,7 +234,8 @@ cdef tuple place_of(object device):
     place = []
     for name in Path(os.path.realpath(device)).parts:
         if at := PLACE.fullmatch(name):
-            place.append(f"ata{int(at['port']):06d}" if at["port"] else at["platform"] or f"{at['domain']}:{at['slot']}")
+            pci_or_platform = at["platform"] or f"{at['domain']}:{at['slot']}"
+            place.append(f"ata{int(at['port']):06d}" if at["port"] else pci_or_platform)
     return tuple(place)
 
 
@@ -261,6 +262,7 @@ cdef list entries(object directory):
 
 cdef object read_bytes(object path, int limit):
     """Return at most `limit` bytes, None where the file can't be read."""
+    pieces = []
     try:
         # Not blocking: a named pipe in the place of a file must not hold the service.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -268,16 +270,13 @@ cdef object read_bytes(object path, int limit):
         return None
     try:
         with open(descriptor, "rb", buffering=0) as file:
-            return b"".join(bounded(file, limit))
+            # In a loop, since `/proc` gives a page at a time.
+            while limit > 0 and (piece := file.read(limit)):
+                pieces.append(piece)
+                limit -= len(piece)
     except OSError:
         return None
-
-
-def bounded(file, limit: int):
-    """Yield pieces of a file up to `limit` bytes; `/proc` gives a page at a time."""
-    while limit > 0 and (piece := file.read(limit)):
-        limit -= len(piece)
-        yield piece
+    return b"".join(pieces)
 
 
 cdef str read_text(object path):

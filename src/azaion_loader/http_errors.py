@@ -157,14 +157,20 @@ class _LastResort:
             await response(scope, receive, send)
 
 
-def documented(*classes: type[errors.LoaderError]) -> dict[int | str, dict[str, Any]]:
-    """Return OpenAPI's `responses` for a route that raises `classes`; those of every route are added."""
+def documented(*classes: type[errors.LoaderError], answers_json: bool = True) -> dict[int | str, dict[str, Any]]:
+    """Return OpenAPI's `responses` for a route that raises `classes`; those of every route are added.
+
+    `answers_json` is false for a route that succeeds with something else: the framework would give its failures that
+    media type, too, so they name their own (the schema is there through the other routes).
+    """
     codes: dict[int, list[str]] = {}
     raised: tuple[type[errors.LoaderError], ...] = (*classes, *_EVERYWHERE)
     for cls in raised:
         codes.setdefault(STATUS[cls], []).append(cls.code)
+    named = {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}}
+    body: dict[str, Any] = {"model": Problem} if answers_json else named
     return {
-        status: {"model": Problem, "description": " or ".join(f"`{code}`" for code in sorted(set(words)))}
+        status: {**body, "description": " or ".join(f"`{code}`" for code in sorted(set(words)))}
         for status, words in sorted(codes.items())
     }
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from loguru import logger
 
 from azaion_loader.docker_cli import DockerCli
-from azaion_loader.errors import ImagesMissing, LoaderError
+from azaion_loader.errors import DockerStalled, DockerUnavailable, ImagesMissing, LoaderError
 from azaion_loader.required_images import short_tag
 from azaion_loader.unlock_journal import RunRecord, TagMove, UnlockJournal
 from azaion_loader.unlock_plan import ROLLBACK_REPOSITORY, STAGING_REPOSITORY, UnlockPlan, is_same, left_over_tags
@@ -88,6 +88,10 @@ class ImageSwitch:
         for tag in tags:
             try:
                 self._docker.remove(tag)
+            except (DockerStalled, DockerUnavailable) as err:
+                # Each further try would take its time-out too, while clients wait to hear of the failure.
+                logger.warning("Staged images stay until the next run: {}", err.message)
+                return
             except LoaderError as err:
                 logger.warning("The staged image {} could not be removed: {}", tag, err.message)
 

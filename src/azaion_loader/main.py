@@ -11,22 +11,12 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.telemetry import TelemetryConfig
 from starlette.concurrency import run_in_threadpool
 
-from azaion_loader import __version__
+from azaion_loader import __version__, schemas
 from azaion_loader.dependencies import Services, ServicesDep
 from azaion_loader.http_errors import LOAD_ERRORS, LOGIN_ERRORS, UNLOCK_ERRORS, UPLOAD_ERRORS, documented, handle_errors
 from azaion_loader.logs import set_up_logs
 from azaion_loader.middleware import Guard
 from azaion_loader.resource_stream import ResourceResponse
-from azaion_loader.schemas import (
-    CredentialsRequest,
-    HealthAnswer,
-    LoadRequest,
-    OkAnswer,
-    StatusAnswer,
-    UnlockProgressAnswer,
-    UnlockStateAnswer,
-    UnlockStatusAnswer,
-)
 from azaion_loader.settings import Settings
 from azaion_loader.uploads import FORM_SCHEMA
 
@@ -34,58 +24,64 @@ router = APIRouter()
 
 
 @router.get("/health", responses=documented())
-async def health() -> HealthAnswer:
+async def health() -> schemas.HealthAnswer:
     """Tell that the service runs; touches neither network, disk nor Docker."""
-    return HealthAnswer()
+    return schemas.HealthAnswer()
 
 
 @router.get("/status", responses=documented())
-async def status(services: ServicesDep) -> StatusAnswer:
+async def status(services: ServicesDep) -> schemas.StatusAnswer:
     """Tell whether a session is open and where models are cached."""
-    return StatusAnswer(authenticated=services.authenticated, modelCacheDir=services.settings.model_cache_dir)
+    return schemas.StatusAnswer(authenticated=services.authenticated, modelCacheDir=services.settings.model_cache_dir)
 
 
 @router.post("/login", responses=documented(*LOGIN_ERRORS))
-def login(request: CredentialsRequest, services: ServicesDep) -> OkAnswer:
+def login(request: schemas.CredentialsRequest, services: ServicesDep) -> schemas.OkAnswer:
     """Open a session at the Resource API; a failed log-in leaves the earlier one as it was."""
     services.sessions.log_in(request.credentials())
-    return OkAnswer()
+    return schemas.OkAnswer()
 
 
-@router.post("/load/{filename}", response_class=ResourceResponse, responses=documented(*LOAD_ERRORS))
-async def load(filename: str, request: LoadRequest, services: ServicesDep) -> ResourceResponse:
+# The status is named because the framework can't read it from a response class of ours.
+@router.post(
+    "/load/{filename}",
+    status_code=200,
+    response_class=ResourceResponse,
+    responses=documented(*LOAD_ERRORS, answers_json=False),
+)
+async def load(filename: str, request: schemas.LoadRequest, services: ServicesDep) -> ResourceResponse:
     """Send a model, decrypted and proved whole."""
     request.check(filename)
     return ResourceResponse(await services.loads.load(request.folder, filename), services.sending)
 
 
 @router.post("/upload/{filename}", responses=documented(*UPLOAD_ERRORS), openapi_extra=FORM_SCHEMA)
-async def upload(filename: str, request: Request, services: ServicesDep) -> OkAnswer:
+async def upload(filename: str, request: Request, services: ServicesDep) -> schemas.OkAnswer:
     """Publish a model; answers when both of its parts are stored."""
     await services.uploads.receive(filename, request)
-    return OkAnswer()
+    return schemas.OkAnswer()
 
 
 @router.post("/unlock", responses=documented(*UNLOCK_ERRORS))
 def unlock(
-    request: CredentialsRequest,
+    request: schemas.CredentialsRequest,
     services: ServicesDep,
     refresh: Annotated[bool, Query(description="Compare the engine's images with the archive, not only names")] = False,
-) -> UnlockStateAnswer:
+) -> schemas.UnlockStateAnswer:
     """Start the unlock run, unless there is nothing to do or one is in progress; poll `/unlock/status` for its end."""
-    return UnlockStateAnswer(state=services.unlock_job.start(request.credentials(), refresh))
+    return schemas.UnlockStateAnswer(state=services.unlock_job.start(request.credentials(), refresh))
 
 
 @router.get("/unlock/status", responses=documented())
-async def unlock_status(services: ServicesDep) -> UnlockStatusAnswer:
+async def unlock_status(services: ServicesDep) -> schemas.UnlockStatusAnswer:
     """Tell where the unlock run stands."""
-    return UnlockStatusAnswer.model_validate(await services.poll(lambda job: job.status()))
+    return schemas.UnlockStatusAnswer.model_validate(await services.poll(lambda job: job.status()))
 
 
 @router.get("/unlock/progress", responses=documented())
-async def unlock_progress(services: ServicesDep) -> UnlockProgressAnswer:
+async def unlock_progress(services: ServicesDep) -> schemas.UnlockProgressAnswer:
     """Tell how far the unlock run has come."""
-    return UnlockProgressAnswer.model_validate(await services.poll(lambda job: job.progress()))
+    return schemas.UnlockProgressAnswer.model_validate(await services.poll(lambda job: job.progress()))
 
 
 def create_app(settings: Settings | None = None, services: Services | None = None) -> FastAPI:

@@ -4,18 +4,17 @@ Worker threads run `RangeFetch`es; the calling thread supervises: it ends stalle
 feeds the sink in order while the bytes are still in the page cache, and asks `cancelled`. Memory is constant.
 """
 
-import random
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from azaion_loader.errors import DiskFull, LoaderError, UpstreamError, UpstreamTimeout
 from azaion_loader.part_file import PartFile
 from azaion_loader.range_fetch import RangeFetch
 from azaion_loader.store_answers import ObjectChanged, ObjectInfo, RangeIgnored, is_transient
+from azaion_loader.transfer_terms import PrefixSink, TransferLimits, backoff_s
 
 TICK_S = 0.05
 SAVE_EVERY_S = 0.2
@@ -24,35 +23,6 @@ STOP_TIMEOUT_S = 3.0
 SLOW_TRY_S = 2.0
 # A try that brought less than this counts as one without progress.
 PROGRESS_BYTES = 16 * 1024
-BACKOFF_S = 0.2
-
-
-class PrefixSink(Protocol):
-    """Sees the bytes of the object in order, from byte 0, all in the calling thread.
-
-    `reset` may come at any time: the object changed, and the bytes begin again. `prove` comes once, after the last
-    byte; if it raises, the part file is removed and nothing lands at the target.
-    """
-
-    def reset(self) -> None:
-        """Forget everything."""
-
-    def update(self, chunk: memoryview) -> None:
-        """Take the next bytes; the buffer is used again after the return."""
-
-    def prove(self, info: ObjectInfo) -> None:
-        """Accept the whole, or raise a LoaderError."""
-
-
-@dataclass(frozen=True, slots=True)
-class TransferLimits:
-    """The bounds of a transfer; `stall_min_bytes` is what each connection must bring in each `stall_timeout_s`."""
-
-    stall_timeout_s: float = 30.0
-    stall_min_bytes: int = 16 * 1024
-    part_bytes: int = 16 << 20
-    connections: int = 4
-    tries: int = 4
 
 
 class PartDownload:
@@ -68,8 +38,8 @@ class PartDownload:
         key: str,
         info: ObjectInfo,
         file: PartFile,
-        limits: TransferLimits,
         *,
+        limits: TransferLimits,
         sink: PrefixSink | None,
         progress: Callable[[int], None],
         cancelled: Callable[[], None],
@@ -178,6 +148,11 @@ class PartDownload:
                 rest = (0 if self._whole else fetch.position, fetch.end)
                 self._queue.append(rest)
             fresh = self._fresh_bytes
+        # Before the worker begins its next part: so a kill loses at most the parts under way.
+        try:
+            self._file.save(self._positions)
+        except BaseException as err:  # noqa: BLE001 - handed to the calling thread, which raises it
+            self._fail(err)
         self._wake.set()
         return fresh
 
@@ -207,7 +182,7 @@ class PartDownload:
                 self._wake.wait(TICK_S)
 
     def _save(self) -> None:
-        done = self._file.save(self._positions())
+        done = self._file.save(self._positions)
         self._progress(done)
 
     def _positions(self) -> list[tuple[int, int]]:
@@ -256,19 +231,14 @@ class PartDownload:
         self._save()
 
 
-def backoff_s(failures: int) -> float:
-    """Return the pause before another try: doubling, with jitter so that many devices don't come back at once."""
-    return BACKOFF_S * (1 << min(failures - 1, 4)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-
-
 def download_object(
     client: Any,
     bucket: str,
     key: str,
     part: Path,
     info: ObjectInfo,
-    limits: TransferLimits,
     *,
+    limits: TransferLimits,
     head: Callable[[], ObjectInfo],
     sink: PrefixSink | None,
     progress: Callable[[int], None],
@@ -285,7 +255,16 @@ def download_object(
     while True:
         file = PartFile(part, bucket, key, info, durable=durable, cancelled=cancelled)
         transfer = PartDownload(
-            client, bucket, key, info, file, limits, sink=sink, progress=progress, cancelled=cancelled, whole=whole
+            client,
+            bucket,
+            key,
+            info,
+            file,
+            limits=limits,
+            sink=sink,
+            progress=progress,
+            cancelled=cancelled,
+            whole=whole,
         )
         try:
             transfer.run()

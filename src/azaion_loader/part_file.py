@@ -32,6 +32,7 @@ class PartFile:
     ) -> None:
         self.path = path
         self._durable = durable
+        self._saving = threading.Lock()
         self._state = PartState(bucket, key, info.etag, info.size)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._descriptor = _open_locked(path, cancelled)
@@ -73,9 +74,13 @@ class PartFile:
         """Read written bytes back; short only where fewer were written."""
         return os.preadv(self._descriptor, [view], offset)
 
-    def save(self, pairs: list[Pair]) -> int:
-        """Remember that `pairs` are written, and return how many bytes that is. Raises DiskFull."""
-        written = Ranges(pairs)
+    def save(self, written_pairs: Callable[[], list[Pair]]) -> int:
+        """Remember what is written now, and return how many bytes that is. From any thread. Raises DiskFull."""
+        with self._saving:
+            # Asked inside the lock: a later save never says less than an earlier one.
+            return self._save(Ranges(written_pairs()))
+
+    def _save(self, written: Ranges) -> int:
         total = written.total()
         self._state.written = written.pairs()
         with files.disk_full_named(self.path, total):

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from azaion_loader.errors import InvalidRequest, LoaderError, UpstreamError
-from azaion_loader.part_download import backoff_s
 from azaion_loader.store_answers import is_transient, plain_etag, translate
+from azaion_loader.transfer_terms import backoff_s
 
 # Sent with the quick client, whose time-out is for a connection: so little gets through in time anywhere.
 SMALL_BYTES = 1 << 20

@@ -2,12 +2,26 @@ from typing import final
 
 from typing_extensions import Buffer
 
-from azaion_loader.cbc import CbcDecryptor as CbcDecryptor
-from azaion_loader.cbc import CbcEncryptor as CbcEncryptor
-from azaion_loader.cbc import CbcReader as CbcReader
-from azaion_loader.cbc import decrypt as decrypt
-from azaion_loader.cbc import encrypt as encrypt
-from azaion_loader.secret_key import SecretKey as SecretKey
+from azaion_loader.cbc import CbcDecryptor, CbcEncryptor, CbcReader, decrypt, encrypt
+from azaion_loader.secret_key import SecretKey
+
+__all__ = [
+    "CbcDecryptor",
+    "CbcEncryptor",
+    "CbcReader",
+    "PartMac",
+    "SecretKey",
+    "archive_key",
+    "decrypt",
+    "download_key",
+    "download_key_string",
+    "encrypt",
+    "hardware_hash",
+    "is_development_profile",
+    "resource_key",
+    "resource_key_string",
+    "resource_mac_key",
+]
 
 def is_development_profile() -> bool:
     """Whether this build holds a secret of the development key profile, which everybody knows."""

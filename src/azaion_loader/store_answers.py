@@ -19,6 +19,12 @@ from botocore import exceptions as boto
 from azaion_loader.errors import IntegrityError, LoaderError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_UNREACHABLE: tuple[tuple[type[Exception], str], ...] = (
+    (boto.ConnectTimeoutError, "The object store can't be reached: no connection in time."),
+    (boto.SSLError, "The object store can't be reached: its certificate or TLS was not accepted."),
+    (boto.ProxyConnectionError, "The object store can't be reached through the proxy."),
+    (boto.EndpointConnectionError, "The object store can't be reached."),
+)
 _KEY_CODES = frozenset({"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled"})
 
 
@@ -86,20 +92,14 @@ def translate(error: BaseException, *, uploading: bool = False) -> LoaderError:
     if isinstance(error, LoaderError):
         return error
     wrapped = error.__context__
-    if isinstance(error, boto.ClientError):
-        return _refusal(error, uploading)
-    if isinstance(wrapped, boto.ClientError):
-        return _refusal(wrapped, uploading)
+    refused = error if isinstance(error, boto.ClientError) else wrapped
+    if isinstance(refused, boto.ClientError):
+        return _refusal(refused, uploading)
+    for kinds, sentence in _UNREACHABLE:
+        if isinstance(error, kinds):
+            return UpstreamUnavailable(sentence)
     if isinstance(error, boto.ReadTimeoutError | TimeoutError) or "timed out" in str(error).lower():
-        if isinstance(error, boto.ConnectTimeoutError):
-            return UpstreamUnavailable("The object store can't be reached: no connection in time.")
         return UpstreamTimeout("The object store did not answer in time.")
-    if isinstance(error, boto.SSLError):
-        return UpstreamUnavailable("The object store can't be reached: its certificate or TLS was not accepted.")
-    if isinstance(error, boto.ProxyConnectionError):
-        return UpstreamUnavailable("The object store can't be reached through the proxy.")
-    if isinstance(error, boto.EndpointConnectionError):
-        return UpstreamUnavailable("The object store can't be reached.")
     if isinstance(error, boto.HTTPClientError | OSError):
         return UpstreamUnavailable("The connection to the object store broke off.")
     return UpstreamError("The object store's answer can't be used.")
@@ -113,9 +113,10 @@ def is_transient(error: LoaderError) -> bool:
 def _refusal(error: boto.ClientError, uploading: bool) -> LoaderError:
     status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) or 0)
     code = str(error.response.get("Error", {}).get("Code", ""))
+    refused = f"The object store refused the request with status {status}."
     if code == "RequestTimeTooSkewed":
-        return UpstreamError("The object store refused the request: this device's clock differs from the store's.")
-    if status in {401, 403} or code in _KEY_CODES:
+        refused = "The object store refused the request: this device's clock differs from the store's."
+    elif status in {401, 403} or code in _KEY_CODES:
         return KeysRefused("The object store refused the access keys.")
     if status == 404 or code in {"NoSuchKey", "NoSuchBucket"}:
         return UpstreamError("The bucket does not exist in the object store.") if uploading else _missing()
@@ -125,7 +126,7 @@ def _refusal(error: boto.ClientError, uploading: bool) -> LoaderError:
         return BrokenAnswer("The object store refused a range inside the object.")
     if status in _RETRIED_STATUS or status >= 500:
         return ServerBusy(f"The object store answered with status {status}.")
-    return UpstreamError(f"The object store refused the request with status {status}.")
+    return UpstreamError(refused)
 
 
 def _missing() -> ObjectMissing:

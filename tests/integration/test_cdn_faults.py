@@ -247,13 +247,14 @@ def kill_often(store: ObjectStore, key: str, data_sha256: str, tmp_path: Path, *
     with FaultProxy(store.url) as proxy:
         (tmp_path / "cdn.yaml").write_bytes(store.cdn_yaml(proxy.url))
         command = [sys.executable, "-c", PROGRAM, str(tmp_path / "cdn.yaml"), key, str(target), str(part_bytes)]
-        allowance = 0
-        for cut in [*cuts, None]:
+        # Counted from the start of each run, so that even without any waste the last cut comes before the end.
+        runs = [*(cut - earlier for earlier, cut in zip([0, *cuts], cuts, strict=False)), None]
+        for cut in runs:
+            before = proxy.body_bytes
             process = subprocess.Popen(command, start_new_session=True)
             while process.poll() is None:
-                if cut is not None and proxy.body_bytes - allowance >= cut:
+                if cut is not None and proxy.body_bytes - before >= cut:
                     os.killpg(process.pid, signal.SIGKILL)
-                    allowance += 4 * part_bytes
                     break
                 time.sleep(0.002)
             assert process.wait(120) == (0 if cut is None else -signal.SIGKILL)

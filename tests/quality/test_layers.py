@@ -27,15 +27,20 @@ FLOORS: Mapping[int, str] = {
         archive archive_gzip archive_json archive_members archive_model archive_oci archive_signature
         tar_index tar_pax tar_writer load_plan
         api_answers cdn_credentials docker_answers tokens
-        progress unlock_plan
+        progress unlock_plan upload_form
     """,
     2: """
         api_client http_transport http_sockets device_conf
-        cdn_manager part_download part_file part_state part_upload range_fetch store_answers store_client
+        cdn_manager part_cache part_download part_file part_notes part_state part_upload range_fetch transfer_terms
+        store_answers store_client
         binary_split archive_trust docker_cli processes hardware_service files
     """,
-    3: "sessions background_log_in resources unlock unlock_run unlock_journal image_loader image_switch",
-    4: "main schemas http_errors http_server middleware dependencies cli",
+    3: """
+        sessions background_log_in
+        resources loaded_resource part_proof part_source publication single_flight
+        unlock unlock_run unlock_journal image_loader image_switch
+    """,
+    4: "main schemas http_errors http_server middleware uploads resource_stream dependencies cli",
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

@@ -53,7 +53,7 @@ def test_host_becomes_an_endpoint(host: str, endpoint: str) -> None:
     [
         "", " ", "ftp://cdn", "https://", "https://cdn/path", "https://user:pw@cdn", "https://cdn?x=1", "https://cdn#x",
         "https://cdn:0", "https://cdn:99999", "https://cdn:port", "c d n", "cdn\n.example", "https://cdn:", "-cdn.x",
-        "https://a..b", "https://[::1", "http://cdn\\@evil", "x" * 300, "cdn/..", "javascript:alert(1)", "https://ⅽdn",
+        "https://a..b", "https://[::1", "http://cdn\\@evil", "x" * 300, "cdn/..", "javascript:alert(1)", "https://\u217ddn",
     ],
 )  # fmt: skip
 def test_host_with_anything_else_is_refused(host: str) -> None:
@@ -80,7 +80,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"\xff\xfe\x00", b"- a\n- b", b"just text", b"host: [", b"a: b: c", b"\x00", b"!!python/object/apply:os.getcwd []",
+        b"", b"\xff\xfe\x00", b"- a\n- b", b"just text", b"host: [", b"a: b: c", b"\x00",
+        b"!!python/object/apply:os.getcwd []",
         BOMB.encode(), (GOOD + BOMB).encode(), b"x: &x [*x]\n", b"x: " + b"[" * 5000, b"{" * 60000,
         GOOD.encode() + b"#" * CDN_YAML_LIMIT_BYTES, GOOD.encode() + b"k: 9999-99-99\n", b"? [a]\n: b\n",
     ],

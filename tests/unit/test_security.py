@@ -146,29 +146,42 @@ def test_half_a_surrogate_is_refused_without_its_text(place: int) -> None:
     assert "password1" not in str(caught.value)
 
 
-def memory(address: int, length: int) -> bytes:
-    return ctypes.string_at(address, length)
+class Window:
+    """Looks at memory by its address; its own buffer is there before, so that looking allocates nothing."""
+
+    def __init__(self, address: int, length: int) -> None:
+        self._address = address
+        self._copy = (ctypes.c_char * length)()
+
+    def look(self) -> bytes:
+        ctypes.memmove(self._copy, self._address, len(self._copy))
+        return self._copy.raw
 
 
-@pytest.mark.parametrize("length", [32, 64, 1000])
+def pieces(secret: bytes) -> list[bytes]:
+    return [secret[start : start + 4] for start in range(len(secret) - 3)]
+
+
+@pytest.mark.parametrize("length", [32, 64, 200])
 def test_a_key_is_wiped_when_its_owner_goes(length: int) -> None:
     data = secrets.token_bytes(length)
     key = SecretKey(data)
-    address = key._address
-    assert memory(address, length) == data
+    window = Window(key._address, length)
+    assert window.look() == data
     del key
-    after = memory(address, length)
-    # The allocator keeps its own pointers in the first 16 bytes of what it got back.
-    assert after[16:] == bytes(length - 16)
-    assert after[:16] != data[:16]
+    # The allocator may write its own pointers there, so nothing is said about what stands there now.
+    after = window.look()
+    assert not [piece for piece in pieces(data) if piece in after]
 
 
 def test_a_derived_key_is_wiped_when_its_owner_goes() -> None:
     key = security.download_key(*ACCOUNT)
-    address = key._address
-    assert memory(address, 32).hex() == VECTORS["download_key"]
+    window = Window(key._address, 32)
+    before = window.look()
+    assert before.hex() == VECTORS["download_key"]
     del key
-    assert memory(address + 16, 16) == bytes(16)
+    after = window.look()
+    assert not [piece for piece in pieces(before) if piece in after]
 
 
 def test_a_key_outlives_its_views() -> None:
