@@ -30,9 +30,10 @@ RUN apt-get update -qq \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /build
 COPY requirements.txt ./
-# pip stays outside: nothing installs anything at run time.
+# pip stays outside: nothing installs anything at run time. Without --no-deps an unpinned package could slip in.
 RUN python -m venv --without-pip /opt/loader \
-    && python -m pip --python /opt/loader/bin/python install --quiet --no-compile -r requirements.txt
+    && python -m pip --python /opt/loader/bin/python install --quiet --no-compile --no-deps -r requirements.txt \
+    && python -m pip --python /opt/loader/bin/python check
 COPY pyproject.toml ./
 RUN python -m pip install --quiet \
     $(python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
