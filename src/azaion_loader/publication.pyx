@@ -19,6 +19,8 @@ from azaion_loader.errors import DiskFull, TooLarge
 from azaion_loader.part_notes import PartNote
 from azaion_loader.part_proof import LARGEST_HEAD_BYTES, PASS_BYTES, PartClaims, cut_at, head_digest
 
+__all__ = ["Publication"]
+
 # From this length on a ciphertext's small part has its largest size: what is longer needs no waiting for the end.
 _CUT_KNOWN_BYTES = (LARGEST_HEAD_BYTES * 100 + 29) // 30
 
