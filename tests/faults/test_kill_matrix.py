@@ -2,15 +2,17 @@
 
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from azaion_devkit.device import Device, image_ids, image_list
+from azaion_devkit.device import Device, docker, image_ids, image_list
 from azaion_devkit.engine import Engine
 from azaion_devkit.engine_proxy import EngineProxy
 from azaion_devkit.image_sets import SyntheticImage
 from azaion_devkit.loader_process import LoaderProcess
+from azaion_devkit.mutant import mutant
 from azaion_devkit.paused_run import COMMITTED, NEEDS_API, STAGES, pause
 
 pytestmark = [pytest.mark.engine, pytest.mark.family("kill matrix")]
@@ -18,7 +20,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.family("kill matrix")]
 WHOLE_RUN = ["authenticating", "downloading_key", "decrypting", "loading_images", "ready"]
 REPAIR_TIMEOUT_S = 20.0
 FAULTS = ["sigkill", "sigterm", "engine-restarted", "engine-killed", "api-gone"]
-FAST = {("sigkill", stage) for stage in STAGES} | {("sigterm", "loading_images"), ("sigterm", "fourth-move")}
+FAST = {("sigkill", "downloading_key"), ("sigkill", "loading_images"), ("sigkill", "fourth-move")} | {
+    ("sigterm", "last-move")
+}
 CASES = [
     pytest.param(fault, stage, id=f"{fault}-{stage}", marks=[] if (fault, stage) in FAST else [pytest.mark.slow])
     for fault in FAULTS
@@ -51,15 +55,50 @@ def wait_for_ids(device: Device, expected: list[str]) -> None:
 def test_whatever_dies_the_device_comes_back(
     device: Device, own_engine: Engine, proxy: EngineProxy, fault: str, stage: str
 ) -> None:
+    check_recovery(device, own_engine, proxy, fault, stage, {})
+
+
+MUTATIONS = {
+    "the journal keeps no switch": ("unlock_journal", "for m in record.switch]", "for m in ()]", "fourth-move"),
+    "a killed run seems to go on": ("unlock", "if record.state.in_progress:\n            record", "if False:\n            record", "loading_images"),
+    "left-overs are not swept": ("unlock_run", "switch.sweep([planned.staged for planned in plan.images])", "pass", "after-the-commit"),
+}  # fmt: skip
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize(
+    ("module", "text", "replacement", "stage"),
+    [pytest.param(*mutation, id=name, marks=pytest.mark.slow) for name, mutation in MUTATIONS.items()],
+)
+def test_the_family_sees(
+    device: Device,
+    own_engine: Engine,
+    proxy: EngineProxy,
+    tmp_path: Path,
+    module: str,
+    text: str,
+    replacement: str,
+    stage: str,
+) -> None:
+    with pytest.raises(AssertionError):
+        check_recovery(device, own_engine, proxy, "sigkill", stage, mutant(tmp_path, module, text, replacement))
+    for tag in docker(["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "azaion-loader/*"]).split():
+        docker(["image", "rm", tag], check=False)
+
+
+def check_recovery(
+    device: Device, own_engine: Engine, proxy: EngineProxy, fault: str, stage: str, environment: dict[str, str]
+) -> None:
     others = image_list().splitlines()
     first = device.place(device.images(seed="first"))
-    loader = device.loader({"DOCKER_HOST": proxy.host})
+    environment = {"DOCKER_HOST": proxy.host, **environment}
+    loader = device.loader(environment)
     assert device.unlock(loader)["state"] == "ready"
     second = device.place(device.images(seed="second"))
     hold = pause(stage, device, proxy, loader)
     assert loader.get("/unlock/status") == {"state": STAGES[stage], "error": None}
     if fault in {"sigkill", "sigterm"}:
-        loader = _loader_ends(device, proxy, loader, fault, stage, hold, first, second)
+        loader = _loader_ends(device, environment, loader, fault, stage, hold, first, second)
     elif fault == "api-gone":
         device.api.stop()
         hold.release()
@@ -79,7 +118,7 @@ def test_whatever_dies_the_device_comes_back(
 
 def _loader_ends(
     device: Device,
-    proxy: EngineProxy,
+    environment: dict[str, str],
     loader: LoaderProcess,
     fault: str,
     stage: str,
@@ -96,7 +135,7 @@ def _loader_ends(
         hold.drop()
     else:
         hold.release()
-    after = device.loader({"DOCKER_HOST": proxy.host})
+    after = device.loader(environment)
     status = after.get("/unlock/status")
     assert status["state"] == "error"
     assert re.match(rf"interrupted: .*('{STAGES[stage]}'|stopping)", status["error"])
