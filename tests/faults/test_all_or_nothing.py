@@ -181,7 +181,7 @@ MUTATIONS = {
     ("module", "text", "replacement", "point"),
     [pytest.param(*mutation, id=name, marks=pytest.mark.slow) for name, mutation in MUTATIONS.items()],
 )
-def test_the_family_sees(
+def test_the_family_sees(  # noqa: PLR0917
     device: Device,
     proxy: EngineProxy,
     containers: list[str],

@@ -1,4 +1,4 @@
-"""Every stage of a run × everything that can die: restart, poll, unlock again."""
+"""Every stage of a run × everything that can die: restart, poll, unlock again."""  # noqa: RUF002
 
 import re
 import time
@@ -60,8 +60,8 @@ def test_whatever_dies_the_device_comes_back(
 
 MUTATIONS = {
     "the journal keeps no switch": ("unlock_journal", "for m in record.switch]", "for m in ()]", "fourth-move"),
-    "a killed run seems to go on": ("unlock", "if record.state.in_progress:\n            record", "if False:\n            record", "loading_images"),
-    "left-overs are not swept": ("unlock_run", "switch.sweep([planned.staged for planned in plan.images])", "pass", "after-the-commit"),
+    "a killed run seems to go on": ("unlock", "if record.state.in_progress:\n            record", "if False:\n            record", "loading_images"),  # noqa: E501
+    "left-overs are not swept": ("unlock_run", "switch.sweep([planned.staged for planned in plan.images])", "pass", "after-the-commit"),  # noqa: E501
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ MUTATIONS = {
     ("module", "text", "replacement", "stage"),
     [pytest.param(*mutation, id=name, marks=pytest.mark.slow) for name, mutation in MUTATIONS.items()],
 )
-def test_the_family_sees(
+def test_the_family_sees(  # noqa: PLR0917
     device: Device,
     own_engine: Engine,
     proxy: EngineProxy,
@@ -86,7 +86,7 @@ def test_the_family_sees(
         docker(["image", "rm", tag], check=False)
 
 
-def check_recovery(
+def check_recovery(  # noqa: PLR0917
     device: Device, own_engine: Engine, proxy: EngineProxy, fault: str, stage: str, environment: dict[str, str]
 ) -> None:
     others = image_list().splitlines()
@@ -116,7 +116,7 @@ def check_recovery(
     assert image_list().splitlines() == sorted(others + listed(second))
 
 
-def _loader_ends(
+def _loader_ends(  # noqa: PLR0917
     device: Device,
     environment: dict[str, str],
     loader: LoaderProcess,
@@ -143,7 +143,7 @@ def _loader_ends(
     return after
 
 
-def _engine_ends(
+def _engine_ends(  # noqa: PLR0917
     engine: Engine,
     loader: LoaderProcess,
     fault: str,
