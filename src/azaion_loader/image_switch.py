@@ -5,6 +5,8 @@ images alive (a containerd store drops an image when its last tag is replaced); 
 entry is emptied, which is the commit; then the rollback tags go.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from loguru import logger
@@ -14,6 +16,17 @@ from azaion_loader.errors import DockerStalled, DockerUnavailable, ImagesMissing
 from azaion_loader.required_images import short_tag
 from azaion_loader.unlock_journal import RunRecord, TagMove, UnlockJournal
 from azaion_loader.unlock_plan import ROLLBACK_REPOSITORY, STAGING_REPOSITORY, UnlockPlan, is_same, left_over_tags
+
+# An engine goes on with a load whose client is gone once it has the last byte (docs/engines.md): this long after it.
+# The rate is that of a slow disk; the bound keeps a failed run from seeming to go on for ever.
+_SETTLE_S = 3.0
+_SETTLE_BYTES_PER_S = 64 << 20
+_SETTLE_MAX_S = 60.0
+_LOOK_S = 0.5
+
+
+def _never() -> None:
+    """A restoration that has begun is not to be stopped."""
 
 
 class ImageSwitch:
@@ -82,18 +95,38 @@ class ImageSwitch:
                 self._docker.remove(move.rollback)
         self._journal.write_run(replace(record, switch=()))
 
-    def discard_staged(self, tags: list[str]) -> None:
-        """Remove staging tags, and with them the images that nothing else names. Faults are logged, not raised:
-        this runs after a failure whose own report matters more, and the next run sweeps again."""
+    def discard_staged(self, tags: list[str]) -> bool:
+        """Remove staging tags, and with them the images that nothing else names; False if the engine is gone.
+
+        Faults are logged, not raised: this runs after a failure whose own report matters more, and the next run
+        sweeps again.
+        """
         for tag in tags:
             try:
                 self._docker.remove(tag)
             except (DockerStalled, DockerUnavailable) as err:
                 # Each further try would take its time-out too, while clients wait to hear of the failure.
                 logger.warning("Staged images stay until the next run: {}", err.message)
-                return
+                return False
             except LoaderError as err:
                 logger.warning("The staged image {} could not be removed: {}", tag, err.message)
+        return True
+
+    def discard_late(self, tags: list[str], given_bytes: int, cancelled: Callable[[], None]) -> None:
+        """Like `discard_staged`, and look again for a bounded time: a load whose client is gone may still come true.
+
+        `given_bytes` is what the engine was to be given. `cancelled` raises Interrupted to end the wait.
+        """
+        give_up = time.monotonic() + min(_SETTLE_S + given_bytes / _SETTLE_BYTES_PER_S, _SETTLE_MAX_S)
+        try:
+            # By name, seen or not: after a failed load a containerd store may hold a name that it does not list.
+            present = tags
+            while self.discard_staged(present) and time.monotonic() < give_up:
+                cancelled()
+                time.sleep(_LOOK_S)
+                present = sorted(self._docker.inspect(tags))
+        except LoaderError as err:
+            logger.warning("Staged images may stay until the next run: {}", err.message)
 
     def sweep(self, keep_staged: list[str]) -> None:
         """Remove what killed runs left: staging tags of other archives, rollback tags without a switch."""
@@ -109,8 +142,9 @@ class ImageSwitch:
                 self._docker.remove(tag)
 
     def _restore_after_failure(self, record: RunRecord) -> None:
+        # A stop of the loader is one of the failures: its own watch would end each call that restores.
         try:
-            self.restore(record)
+            ImageSwitch(self._docker.watched(_never), self._store, self._journal).restore(record)
         except LoaderError as err:
             logger.error("The tags could not be restored yet, the next run will: {}", err.message)
 
@@ -121,6 +155,8 @@ class ImageSwitch:
                     self._untag(move.rollback, move.tag)
                 except LoaderError as err:
                     logger.warning("The rollback tag {} stays until the next run: {}", move.rollback, err.message)
+                    if isinstance(err, DockerStalled | DockerUnavailable):
+                        return
 
     def _untag(self, rollback: str, standing: str) -> None:
         """Drop a rollback tag without deleting the old image.

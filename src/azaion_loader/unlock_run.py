@@ -71,6 +71,7 @@ class UnlockRun:
         remove_legacy_tar(self._settings.images_path)
         if not refresh and images_present(self._docker, self._settings.api_version):
             logger.info("All required images are present under the tag {}", self._settings.api_version)
+            self._sweep_left_overs()
             return
         self._log_in(credentials)
         self._cancelled()
@@ -95,8 +96,7 @@ class UnlockRun:
         present = self._docker.images()
         plan = make_plan(tagged, present, engine.store)
         switch = ImageSwitch(self._docker, engine.store, self._journal)
-        staged = [planned.staged for planned in plan.images]
-        switch.sweep(staged)
+        switch.sweep([planned.staged for planned in plan.images])
         total = len(plan.images)
         self._meter.images(total - len(plan.to_load), total)
         threads = self._settings.unlock_parallel or os.cpu_count() or 1
@@ -113,22 +113,38 @@ class UnlockRun:
         # Before the engine gets them, so that a kill can't orphan an image that the loader brought.
         ledger = replace(ledger, loaded=ledger.loaded | {planned.image.config_digest for planned in plan.to_load})
         self._journal.write_ledger(ledger)
+        # Those that a killed run has left, too: a failure leaves nothing of the new images.
+        staged = [planned.staged for planned in plan.images]
+        given_bytes = loader.given_bytes
         try:
             ledger = replace(ledger, loaded=ledger.loaded | loader.load())
+            given_bytes = 0
+            if created is not None:
+                # Before the tags move: a kill after that must not make the device forget what it has trusted.
+                ledger = replace(ledger, newest_trusted=newest(ledger.newest_trusted, created))
+                self._journal.write_ledger(ledger)
             self._meter.stage("switching the tags")
             switch.switch(plan, record)
         except Interrupted:
             # What is staged is proved by the next run and need not be sent again.
             raise
         except BaseException:
-            switch.discard_staged([planned.staged for planned in plan.to_load])
+            self._meter.stage("removing what was loaded")
+            if given_bytes:
+                switch.discard_late(staged, given_bytes, self._cancelled)
+            else:
+                switch.discard_staged(staged)
             raise
         standing = {short_tag(tag) for info in present for tag in info.tags}
         switch.discard_staged([p.staged for p in plan.images if p.source is None or p.staged in standing])
-        if created is not None:
-            ledger = replace(ledger, newest_trusted=newest(ledger.newest_trusted, created))
-        self._journal.write_ledger(ledger)
         self._remove_superseded(plan, ledger)
+
+    def _sweep_left_overs(self) -> None:
+        """Remove what a kill after the commit left; a fault here does not undo a success."""
+        try:
+            ImageSwitch(self._docker, self._docker.info().store, self._journal).sweep([])
+        except LoaderError as err:
+            logger.warning("What an earlier run left stays until the next run: {}", err.message)
 
     def _check_trust(self, tagged: Mapping[str, ArchiveImage], ledger: Ledger) -> str | None:
         """Check the signature where a public key is set, and return the archive's creation time."""
@@ -146,10 +162,11 @@ class UnlockRun:
             require_space(engine.root_dir, given_bytes * _SPACE_FACTOR, "the engine's images")
 
     def _remove_superseded(self, plan: UnlockPlan, ledger: Ledger) -> None:
-        """Remove images of earlier runs that nothing uses any more; a fault here does not undo a success."""
-        if not self._settings.remove_superseded_images:
-            return
+        """Note the images, and remove those of earlier runs that nothing uses; a fault does not undo a success."""
         try:
+            self._journal.write_ledger(ledger)
+            if not self._settings.remove_superseded_images:
+                return
             engine = self._docker.images()
             for image_id in superseded(ledger.loaded, engine, self._docker.used_image_ids()):
                 logger.info("Removing the superseded image {}", image_id)
