@@ -17,12 +17,6 @@ ADDED_BY_CYTHON = (
     # Part of the type from Python 3.12 on.
     r".*\.__buffer__",
 )
-    r".*\.__test__",
-    r".*\.__reduce_cython__",
-    r".*\.__setstate_cython__",
-    r".*\.__pyx_capi__",
-    r".*\.__buffer__",
-)
 
 
 def main() -> int:

@@ -21,7 +21,7 @@ from azaion_loader.docker_answers import (
     parse_images,
     parse_info,
 )
-from azaion_loader.errors import DockerFailed, DockerStalled, DockerUnavailable
+from azaion_loader.errors import DockerFailed, DockerStalled, DockerUnavailable, LoaderError
 from azaion_loader.processes import (
     Buffer,
     Outcome,
@@ -126,14 +126,19 @@ class DockerCli:
         if outcome.exit_code != 0:
             raise fault(f"tag {source} as {target}", outcome.exit_code, outcome.stderr)
 
-    def remove(self, reference: str) -> None:
-        """Take away a tag, and the image with its last one; an absent image is fine. Never forced, and no parents.
+    def remove(self, *references: str) -> None:
+        """Take away tags, and each image with its last one; an absent image is fine. Never forced, and no parents.
 
-        Raises DockerFailed when a container uses the image, DockerUnavailable, DockerStalled.
+        The others go although one can't. Raises DockerFailed when a container uses an image, DockerUnavailable,
+        DockerStalled.
         """
-        outcome = self._run(["image", "rm", "--no-prune", "--", reference])
-        if outcome.exit_code != 0 and absent_references(outcome.stderr, [reference]) is None:
-            raise fault(f"remove {reference}", outcome.exit_code, outcome.stderr)
+        first: LoaderError | None = None
+        for batch in _batches(references):
+            outcome = self._run(["image", "rm", "--no-prune", "--", *batch])
+            if outcome.exit_code != 0 and absent_references(outcome.stderr, batch) is None:
+                first = first or fault(f"remove {', '.join(batch)}", outcome.exit_code, outcome.stderr)
+        if first is not None:
+            raise first
 
     def load(
         self,

@@ -1,29 +1,37 @@
-"""Gives the engine the images that it lacks: proved first, then streamed, then proved again by their identity.
+"""Gives the engine the images that it lacks, and of these only the layers that it lacks: proved, then registered.
 
-The engine gets tars that are composed on the way (`load_plan`), each image under its staging tag, without a file
-between the encrypted archive and the engine's standard input.
+The engine gets tars that are composed on the way (`load_plan`), in steps (`load_tree`) that run side by side
+(`load_streams`), each image under its staging tag, without a file between the encrypted archive and the engine's
+standard input.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
+
+from loguru import logger
 
 from azaion_loader.archive import prove_layers
-from azaion_loader.archive_model import ArchiveIndex, Layer, Reader, distinct_layers
+from azaion_loader.archive_model import ArchiveImage, ArchiveIndex, Layer, Reader, distinct_layers
 from azaion_loader.docker_answers import EngineInfo
 from azaion_loader.docker_cli import DockerCli
-from azaion_loader.errors import ImagesMissing
-from azaion_loader.load_plan import LoadStream, compose_docker_tar, held_layers
+from azaion_loader.errors import DockerFailed, ImagesMissing
+from azaion_loader.load_streams import LoadStreams, StepRun
+from azaion_loader.load_tree import LoadStep, Shape, branching_steps, whole_step
 from azaion_loader.progress import ProgressMeter
 from azaion_loader.required_images import short_tag
-from azaion_loader.unlock_plan import PlannedImage, UnlockPlan, is_same
+from azaion_loader.unlock_plan import PlannedImage, UnlockPlan, is_same, staging_tag
 
-# Only the classic store skips the files of layers that it holds; see docs/engines.md.
-_STORES_WITH_DELTAS = frozenset({"classic"})
+# How an engine takes an image without the layers that it holds; podman does not. See docs/engines.md.
+_SHAPES: dict[str, Shape] = {"classic": "docker", "containerd": "oci"}
+# Where an aborted load leaves nothing, so that bytes may be given while they are being proved.
+_STORES_WITH_CLEAN_ABORT = frozenset({"classic"})
 
 
 class ImageLoader:
-    """Loads the images of one archive into one engine.
+    """Loads the images of one archive into one engine; a context manager that ends what still runs.
 
-    `threads` workers hash layers. `cancelled` raises Interrupted when the loader is stopping.
+    `parallel` is the number of streams and of workers that hash. `cancelled` raises Interrupted when the loader is
+    stopping. Used in this order: `prepare`, `prove`, `load`.
     """
 
     def __init__(
@@ -35,7 +43,7 @@ class ImageLoader:
         meter: ProgressMeter,
         *,
         cancelled: Callable[[], None],
-        threads: int,
+        parallel: int,
     ) -> None:
         self._docker = docker
         self._engine = engine
@@ -43,67 +51,140 @@ class ImageLoader:
         self._reader = reader
         self._meter = meter
         self._cancelled = cancelled
-        self._threads = threads
-        self._plan: UnlockPlan | None = None
-        self._missing: tuple[PlannedImage, ...] = ()
-        self._stream: LoadStream | None = None
-        self._layers: frozenset[str] = frozenset()
+        self._parallel = parallel
+        self._planned: dict[str, PlannedImage] = {}
+        self._standing = self._total = 0
+        self._steps: tuple[LoadStep, ...] = ()
+        self._streams: LoadStreams | None = None
+        self._proved: set[int] = set()
+        self._ids: dict[str, str] = {}
+        self._whole = False
+        self._stack = contextlib.ExitStack()
 
     @property
     def given_bytes(self) -> int:
         """The length of what the engine will be given; known after `prepare`."""
-        return self._stream.total_bytes if self._stream is not None else 0
+        return sum(step.stream.total_bytes for step in self._steps)
 
-    def prepare(self, plan: UnlockPlan, engine_chains: list[tuple[str, ...]]) -> None:
+    @property
+    def base_tags(self) -> list[str]:
+        """The tags of synthetic images that this load needs until it is over; known after `prepare`."""
+        return [tag for step in self._steps if step.is_base for _, tag in step.images]
+
+    def prepare(self, plan: UnlockPlan, engine_chains: Sequence[Sequence[str]]) -> None:
         """Decide what to give; `engine_chains` are the layers of the engine's images, base first."""
-        self._missing = plan.to_load
-        if not self._missing:
-            return
-        self._layers = self._layers_to_give(engine_chains)
-        self._stream = compose_docker_tar(
-            self._index, [(planned.image, planned.staged) for planned in self._missing], self._layers
-        )
-        self._meter.expect_bytes(sum(layer.size for layer in self._to_prove()) + self._stream.total_bytes)
+        self._planned = {planned.staged: planned for planned in plan.to_load}
+        self._total = len(plan.images)
+        self._standing = self._total - len(self._planned)
+        images = self._missing()
+        shape = _SHAPES.get(self._engine.store)
+        if shape is None:
+            self._whole = True
+            self._steps = whole_step(self._index, images)
+        elif self._index.gzipped:
+            self._steps = whole_step(self._index, images, engine_chains, shape)
+        elif images:
+            self._steps = branching_steps(self._index, images, engine_chains, shape, staging_tag)
+        self._meter.expect_bytes(sum(layer.size for layer in self._to_prove()) + self.given_bytes)
+        logger.info("{} images to load in {} steps, {} bytes", len(images), len(self._steps), self.given_bytes)
 
     def prove(self) -> None:
-        """Hash every layer that will be given. Raises ArchiveInvalid."""
-        prove_layers(self._reader, self._index, self._to_prove(), self._meter.add_bytes, self._cancelled, self._threads)
+        """Hash every layer that will be given, each once. Raises ArchiveInvalid.
+
+        Where an abort leaves nothing, the engine is given bytes meanwhile, but no stream's end.
+        """
+        self._begin(self._steps)
+        if self._streams is not None and self._engine.store in _STORES_WITH_CLEAN_ABORT:
+            self._streams.start()
+        self._prove()
+        if self._streams is not None and self._engine.store not in _STORES_WITH_CLEAN_ABORT:
+            self._streams.start()
 
     def load(self) -> frozenset[str]:
-        """Give the images to the engine, prove them there, and return their image IDs in it.
+        """Let the engine register the images, prove them there, and return their image IDs in it.
 
         Raises DockerError, DiskFull, or ImagesMissing if the engine holds something else afterwards.
         """
-        if self._stream is None:
+        if self._streams is None:
             return frozenset()
-        self._meter.stage(f"giving the engine {len(self._missing)} images")
-        self._docker.load(
-            self._stream.chunks(self._reader, cancelled=self._cancelled),
-            self._stream.total_bytes,
-            self._meter.add_bytes,
-            self._cancelled,
-        )
-        self._meter.stage("proving the images in the engine")
-        found = {short_tag(tag): info for tag, info in self._docker.inspect([p.staged for p in self._missing]).items()}
-        for planned in self._missing:
-            info = found.get(planned.staged)
-            if info is None or not is_same(planned.image, info, self._engine.store):
-                raise ImagesMissing(
-                    f"The engine took the archive, but does not hold the image of {', '.join(planned.tags)}."
-                )
-        return frozenset(info.id for info in found.values())
+        self._meter.stage(self._stage())
+        try:
+            self._streams.open_gate()
+            self._streams.finish()
+        except (DockerFailed, ImagesMissing) as err:
+            if self._whole:
+                raise
+            self._load_whole(err)
+        return frozenset(self._ids.values())
 
-    def _layers_to_give(self, engine_chains: list[tuple[str, ...]]) -> frozenset[str]:
-        layers: set[str] = set()
-        for planned in self._missing:
-            diff_ids = planned.image.diff_ids
-            deltas = self._engine.store in _STORES_WITH_DELTAS
-            layers.update(diff_ids[held_layers(diff_ids, engine_chains) if deltas else 0 :])
-        return frozenset(layers)
+    def __enter__(self) -> "ImageLoader":
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        self._stack.__exit__(*failure)  # type: ignore[arg-type]
+
+    def _begin(self, steps: Sequence[LoadStep]) -> None:
+        if steps:
+            streams = LoadStreams(steps, self._give, parallel=self._parallel, cancelled=self._cancelled)
+            self._streams = self._stack.enter_context(streams)
+
+    def _prove(self) -> None:
+        layers = self._to_prove()
+        prove_layers(self._reader, self._index, layers, self._meter.add_bytes, self._cancelled, self._parallel)
+        self._proved.update(layer.offset for layer in layers)
+
+    def _give(self, step: LoadStep, run: StepRun) -> None:
+        """Do one step. A byte counts half when the client takes it and whole when the engine is done with it."""
+        given = 0
+
+        def count(taken: int) -> None:
+            nonlocal given
+            before, given = given // 2, given + taken
+            self._meter.add_bytes(given // 2 - before)
+
+        stream = step.stream
+        chunks = stream.chunks(self._reader, cancelled=run.cancelled, before_end=run.before_end)
+        self._docker.load(chunks, stream.total_bytes, count, run.cancelled)
+        self._prove_step(step)
+        self._meter.add_bytes(stream.total_bytes - given // 2)
+
+    def _prove_step(self, step: LoadStep) -> None:
+        tags = [tag for _, tag in step.images]
+        found = {short_tag(tag): info for tag, info in self._docker.inspect(tags).items()}
+        for image, tag in step.images:
+            info = found.get(tag)
+            if info is None or not is_same(image, info, self._engine.store):
+                named = ", ".join(self._planned[tag].tags) if tag in self._planned else "shared layers"
+                raise ImagesMissing(f"The engine took the archive, but does not hold the image of {named}.")
+        for tag in tags:
+            if tag in self._planned:
+                self._ids[tag] = found[tag].id
+        self._meter.images(self._standing + len(self._ids), self._total)
+
+    def _load_whole(self, refusal: Exception) -> None:
+        """Give what is still missing once more, this time with all its layers, in one stream."""
+        self._whole = True
+        logger.warning("The engine refused images without the layers that it holds: {}", refusal)
+        self._meter.note("The engine refused to take only what it lacks, so it is given whole images: this is slower.")
+        self._steps = whole_step(self._index, self._missing())
+        self._meter.expect_bytes(sum(layer.size for layer in self._to_prove()) + self.given_bytes)
+        self._meter.stage("proving the other layers")
+        self._prove()
+        self._begin(self._steps)
+        if self._streams is not None:
+            self._meter.stage(self._stage())
+            self._streams.start()
+            self._streams.open_gate()
+            self._streams.finish()
+
+    def _stage(self) -> str:
+        count = len(self._planned) - len(self._ids)
+        streams = f"in {len(self._steps)} streams" if len(self._steps) > 1 else "in one stream"
+        return f"giving the engine {count} images {streams}"
+
+    def _missing(self) -> list[tuple[ArchiveImage, str]]:
+        return [(planned.image, tag) for tag, planned in self._planned.items() if tag not in self._ids]
 
     def _to_prove(self) -> list[Layer]:
-        return [
-            layer
-            for layer in distinct_layers(layer for planned in self._missing for layer in planned.image.layers)
-            if layer.diff_id in self._layers
-        ]
+        layers = distinct_layers(layer for step in self._steps for layer in step.stream.layers)
+        return [layer for layer in layers if layer.offset not in self._proved]

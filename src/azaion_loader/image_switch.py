@@ -6,11 +6,12 @@ entry is emptied, which is the commit; then the rollback tags go.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from loguru import logger
 
+from azaion_loader.docker_answers import ImageInfo
 from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import DockerStalled, DockerUnavailable, ImagesMissing, LoaderError
 from azaion_loader.required_images import short_tag
@@ -95,24 +96,24 @@ class ImageSwitch:
                 self._docker.remove(move.rollback)
         self._journal.write_run(replace(record, switch=()))
 
-    def discard_staged(self, tags: list[str]) -> bool:
+    def discard_staged(self, tags: Sequence[str]) -> bool:
         """Remove staging tags, and with them the images that nothing else names; False if the engine is gone.
 
         Faults are logged, not raised: this runs after a failure whose own report matters more, and the next run
         sweeps again.
         """
-        for tag in tags:
-            try:
-                self._docker.remove(tag)
-            except (DockerStalled, DockerUnavailable) as err:
-                # Each further try would take its time-out too, while clients wait to hear of the failure.
-                logger.warning("Staged images stay until the next run: {}", err.message)
-                return False
-            except LoaderError as err:
-                logger.warning("The staged image {} could not be removed: {}", tag, err.message)
+        if not tags:
+            return True
+        try:
+            self._docker.remove(*dict.fromkeys(tags))
+        except (DockerStalled, DockerUnavailable) as err:
+            logger.warning("Staged images stay until the next run: {}", err.message)
+            return False
+        except LoaderError as err:
+            logger.warning("Staged images could not be removed: {}", err.message)
         return True
 
-    def discard_late(self, tags: list[str], given_bytes: int, cancelled: Callable[[], None]) -> None:
+    def discard_late(self, tags: Sequence[str], given_bytes: int, cancelled: Callable[[], None]) -> None:
         """Like `discard_staged`, and look again for a bounded time: a load whose client is gone may still come true.
 
         `given_bytes` is what the engine was to be given. `cancelled` raises Interrupted to end the wait.
@@ -128,18 +129,24 @@ class ImageSwitch:
         except LoaderError as err:
             logger.warning("Staged images may stay until the next run: {}", err.message)
 
-    def sweep(self, keep_staged: list[str]) -> None:
-        """Remove what killed runs left: staging tags of other archives, rollback tags without a switch."""
-        engine = self._docker.images()
-        self.discard_staged(left_over_tags(engine, STAGING_REPOSITORY, keep_staged))
+    def sweep(self, engine: Sequence[ImageInfo], keep_staged: Sequence[str]) -> list[ImageInfo]:
+        """Remove what killed runs left: staging tags of other archives, rollback tags without a switch.
+
+        Return the images that are sure to stand afterwards.
+        """
+        discarded = left_over_tags(engine, STAGING_REPOSITORY, keep_staged)
+        self.discard_staged(discarded)
         ours = (f"{STAGING_REPOSITORY}:", f"{ROLLBACK_REPOSITORY}:")
         names = (short_tag(tag) for info in engine for tag in info.tags)
         standing = next((name for name in names if not name.startswith(ours)), None)
-        for tag in left_over_tags(engine, ROLLBACK_REPOSITORY, ()):
+        rollback = left_over_tags(engine, ROLLBACK_REPOSITORY, ())
+        for tag in rollback:
             if standing is not None:
                 self._untag(tag, standing)
             else:
                 self._docker.remove(tag)
+        gone = {*discarded, *rollback}
+        return [info for info in engine if not info.tags or not gone.issuperset(map(short_tag, info.tags))]
 
     def _restore_after_failure(self, record: RunRecord) -> None:
         # A stop of the loader is one of the failures: its own watch would end each call that restores.

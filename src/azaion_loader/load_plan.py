@@ -1,7 +1,8 @@
 """What to give to the engine: tars composed from our own manifest and the layers of a proved archive.
 
 Nothing is copied before it is sent: a stream is a list of literal bytes and ranges of the archive's tar, in the order
-of the archive, so that a gzipped archive can be read forward once more.
+of the archive, so that a gzipped archive can be read forward once more. The document that names the images comes last
+of all members (`manifest.json`, `index.json`): a stream that is cut before it registers nothing in any engine.
 
 Two shapes. `compose_docker_tar` is the layout of `docker save` (moby `image/tarexport/load.go` reads manifest.json);
 classic stores take it without the layers that they hold, in a chain. `compose_oci_tar` is an OCI image layout 1.0 with
@@ -59,16 +60,24 @@ class LoadStream:
     index: ArchiveIndex
 
     def chunks(
-        self, reader: Reader, chunk_bytes: int = CHUNK_BYTES, cancelled: Cancelled = lambda: None
+        self,
+        reader: Reader,
+        chunk_bytes: int = CHUNK_BYTES,
+        cancelled: Cancelled = lambda: None,
+        before_end: Callable[[], None] = lambda: None,
     ) -> Iterator[memoryview]:
         """Yield the tar in chunks of at most `chunk_bytes`; each is valid until the next one is asked for.
 
-        `reader` is that of the archive. Raises ArchiveInvalid if it has become shorter, or what `cancelled` raises.
+        `reader` is that of the archive. `before_end` is called, and may wait, when all layers are given and only the
+        end is left, without which an engine registers nothing. Raises ArchiveInvalid if the archive has become
+        shorter, or what `cancelled` or `before_end` raises.
         """
         if self.index.gzipped:
             reader = ForwardReader(reader, self.index.tar_bytes, self.index.max_bytes, cancelled)
         buffer = memoryview(bytearray(chunk_bytes))
-        for segment in self.segments:
+        for number, segment in enumerate(self.segments, 1):
+            if number == len(self.segments):
+                before_end()
             if isinstance(segment, bytes):
                 for start in range(0, len(segment), chunk_bytes):
                     yield memoryview(segment)[start : start + chunk_bytes]
@@ -148,11 +157,11 @@ def compose_oci_tar(
         blobs[image.config_digest] = image.config
         blobs[digest] = manifest
         descriptors.append(_image_descriptor(image, tag, digest, len(manifest)))
-    composer.literal("index.json", _json({"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": descriptors}))
     for digest, content in blobs.items():
         composer.literal(f"blobs/sha256/{_hex(digest)}", content)
     for layer in _one_each(images, include, lambda layer: layer.blob_digest):
         composer.layer(f"blobs/sha256/{_hex(layer.blob_digest)}", layer)
+    composer.literal("index.json", _json({"schemaVersion": 2, "mediaType": _INDEX_TYPE, "manifests": descriptors}))
     return composer.finish(index, images)
 
 

@@ -134,6 +134,21 @@ def make_plan(tagged: Mapping[str, ArchiveImage], engine: Sequence[ImageInfo], s
     return UnlockPlan(tuple(planned.values()), before)
 
 
+def staged_for(plan: UnlockPlan, engine: Sequence[ImageInfo]) -> list[str]:
+    """Return the staging tags that an earlier run left and this one can use: of its images and of their shared layers.
+
+    An image of shared layers shows by its chain: that of a planned image begins with it.
+    """
+    chains = [planned.image.diff_ids for planned in plan.images]
+    staged = {planned.staged for planned in plan.images}
+    found = []
+    for info in engine:
+        useful = any(info.layers == chain[: len(info.layers)] for chain in chains)
+        names = [short_tag(tag) for tag in info.tags]
+        found += [tag for tag in names if tag in staged or (useful and tag.startswith(f"{STAGING_REPOSITORY}:"))]
+    return found
+
+
 def left_over_tags(engine: Sequence[ImageInfo], repository: str, keep: Iterable[str]) -> list[str]:
     """Return the tags of `repository` (staging or rollback) that are in the engine, except those to `keep`."""
     wanted = set(keep)

@@ -6,8 +6,10 @@ that a device runs from moves before every image stands in the engine (`unlock_p
 
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from loguru import logger
 
@@ -15,7 +17,7 @@ from azaion_loader.archive_model import ArchiveImage
 from azaion_loader.archive_trust import check_trust, newest
 from azaion_loader.binary_split import EncryptedArchive
 from azaion_loader.credentials import Credentials
-from azaion_loader.docker_answers import EngineInfo
+from azaion_loader.docker_answers import EngineInfo, ImageInfo
 from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import ArchiveInvalid, DockerError, Interrupted, LoaderError
 from azaion_loader.files import require_space
@@ -25,11 +27,21 @@ from azaion_loader.progress import ProgressMeter
 from azaion_loader.required_images import required_tags, short_tag
 from azaion_loader.settings import Settings
 from azaion_loader.unlock_journal import Ledger, RunRecord, UnlockJournal
-from azaion_loader.unlock_plan import UnlockPlan, check_platform, check_required, make_plan, superseded, tagged_images
+from azaion_loader.unlock_plan import (
+    UnlockPlan,
+    check_platform,
+    check_required,
+    make_plan,
+    staged_for,
+    superseded,
+    tagged_images,
+)
 from azaion_loader.unlock_state import UnlockState
 
 # The classic store unpacks a load's stream to its disk before it registers the layers: both exist for a moment.
 _SPACE_FACTOR = 2
+# More streams than this gain nothing, and each costs some megabytes here and a client of its own.
+_MOST_PARALLEL = 8
 
 
 class UnlockRun:
@@ -75,15 +87,22 @@ class UnlockRun:
             return
         self._log_in(credentials)
         self._cancelled()
-        self._enter(UnlockState.DOWNLOADING_KEY)
-        key_fragment = self._fetch_key_fragment()
-        self._cancelled()
-        self._enter(UnlockState.DECRYPTING)
-        with EncryptedArchive(self._settings.images_path, key_fragment) as archive:
-            del key_fragment
-            self._unlock(archive)
+        # The engine takes its time to answer, so it is asked while the key is fetched and the archive's index is read.
+        pool = ThreadPoolExecutor(1, thread_name_prefix="unlock-engine")
+        try:
+            engine_answer = pool.submit(self._ask_engine)
+            self._enter(UnlockState.DOWNLOADING_KEY)
+            key_fragment = self._fetch_key_fragment()
+            self._cancelled()
+            self._enter(UnlockState.DECRYPTING)
+            with EncryptedArchive(self._settings.images_path, key_fragment) as archive:
+                del key_fragment
+                self._unlock(archive, engine_answer)
+        finally:
+            # An engine that hangs must not hold back the report of another fault.
+            pool.shutdown(wait=False)
 
-    def _unlock(self, archive: EncryptedArchive) -> None:
+    def _unlock(self, archive: EncryptedArchive, engine_answer: "Future[tuple[EngineInfo, list[ImageInfo]]]") -> None:
         self._meter.stage("reading the archive's index")
         index = archive.index(self._settings.archive_max_bytes, self._cancelled)
         tagged = tagged_images(index.images)
@@ -91,58 +110,72 @@ class UnlockRun:
         ledger = self._journal.read_ledger()
         created = self._check_trust(tagged, ledger)
         self._meter.stage("asking the engine what it holds")
-        engine = self._docker.info()
+        engine, present = engine_answer.result()
         check_platform(tagged, engine.os, engine.architecture)
-        present = self._docker.images()
         plan = make_plan(tagged, present, engine.store)
         switch = ImageSwitch(self._docker, engine.store, self._journal)
-        switch.sweep([planned.staged for planned in plan.images])
+        left = staged_for(plan, present)
+        present = switch.sweep(present, left)
         total = len(plan.images)
         self._meter.images(total - len(plan.to_load), total)
-        threads = self._settings.unlock_parallel or os.cpu_count() or 1
         loader = ImageLoader(
-            self._docker, engine, index, archive.reader, self._meter, cancelled=self._cancelled, threads=threads
+            self._docker,
+            engine,
+            index,
+            archive.reader,
+            self._meter,
+            cancelled=self._cancelled,
+            parallel=self._settings.unlock_parallel or min(len(os.sched_getaffinity(0)), _MOST_PARALLEL),
         )
-        loader.prepare(plan, [info.layers for info in present])
-        self._check_space(engine, loader.given_bytes)
-        self._meter.stage("proving the layers")
-        loader.prove()
-        if archive.changed():
-            raise ArchiveInvalid("The archive was written to while it was being read.")
-        record = self._enter(UnlockState.LOADING_IMAGES)
-        # Before the engine gets them, so that a kill can't orphan an image that the loader brought.
-        ledger = replace(ledger, loaded=ledger.loaded | {planned.image.config_digest for planned in plan.to_load})
-        self._journal.write_ledger(ledger)
-        # Those that a killed run has left, too: a failure leaves nothing of the new images.
-        staged = [planned.staged for planned in plan.images]
-        given_bytes = loader.given_bytes
-        try:
-            ledger = replace(ledger, loaded=ledger.loaded | loader.load())
-            given_bytes = 0
-            if created is not None:
+        with loader:
+            loader.prepare(plan, [info.layers for info in present])
+            self._check_space(engine, loader.given_bytes)
+            self._meter.stage("proving the layers")
+            loader.prove()
+            if archive.changed():
+                raise ArchiveInvalid("The archive was written to while it was being read.")
+            record = self._enter(UnlockState.LOADING_IMAGES)
+            # Before the engine gets them, so that a kill can't orphan an image that the loader brought.
+            ledger = self._write_ledger(ledger, loaded=ledger.loaded | {p.image.config_digest for p in plan.to_load})
+            # Those that a killed run has left, too: a failure leaves nothing of the new images.
+            staged = [*(planned.staged for planned in plan.to_load), *loader.base_tags, *left]
+            given_bytes = loader.given_bytes
+            try:
+                new_ids = loader.load()
+                given_bytes = 0
                 # Before the tags move: a kill after that must not make the device forget what it has trusted.
-                ledger = replace(ledger, newest_trusted=newest(ledger.newest_trusted, created))
-                self._journal.write_ledger(ledger)
-            self._meter.stage("switching the tags")
-            switch.switch(plan, record)
-        except Interrupted:
-            # What is staged is proved by the next run and need not be sent again.
-            raise
-        except BaseException:
-            self._meter.stage("removing what was loaded")
-            if given_bytes:
-                switch.discard_late(staged, given_bytes, self._cancelled)
-            else:
-                switch.discard_staged(staged)
-            raise
-        standing = {short_tag(tag) for info in present for tag in info.tags}
-        switch.discard_staged([p.staged for p in plan.images if p.source is None or p.staged in standing])
-        self._remove_superseded(plan, ledger)
+                newest_trusted = newest(ledger.newest_trusted, created) if created else ledger.newest_trusted
+                ledger = self._write_ledger(ledger, loaded=ledger.loaded | new_ids, newest_trusted=newest_trusted)
+                self._meter.stage("switching the tags")
+                switch.switch(plan, record)
+            except Interrupted:
+                # What is staged is proved by the next run and need not be sent again.
+                raise
+            except BaseException:
+                self._meter.stage("removing what was loaded")
+                if given_bytes:
+                    switch.discard_late(staged, given_bytes, self._cancelled)
+                else:
+                    switch.discard_staged(staged)
+                raise
+        switch.discard_staged(staged)
+        self._remove_superseded(plan, ledger, new_ids)
+
+    def _write_ledger(self, ledger: Ledger, **changes: Any) -> Ledger:
+        """Return the ledger with these changes, written down if there are any."""
+        changed = replace(ledger, **changes)
+        if changed != ledger:
+            self._journal.write_ledger(changed)
+        return changed
+
+    def _ask_engine(self) -> tuple[EngineInfo, list[ImageInfo]]:
+        return self._docker.info(), self._docker.images()
 
     def _sweep_left_overs(self) -> None:
         """Remove what a kill after the commit left; a fault here does not undo a success."""
         try:
-            ImageSwitch(self._docker, self._docker.info().store, self._journal).sweep([])
+            switch = ImageSwitch(self._docker, self._docker.info().store, self._journal)
+            switch.sweep(self._docker.images(), [])
         except LoaderError as err:
             logger.warning("What an earlier run left stays until the next run: {}", err.message)
 
@@ -161,19 +194,20 @@ class UnlockRun:
         elif given_bytes:
             require_space(engine.root_dir, given_bytes * _SPACE_FACTOR, "the engine's images")
 
-    def _remove_superseded(self, plan: UnlockPlan, ledger: Ledger) -> None:
-        """Note the images, and remove those of earlier runs that nothing uses; a fault does not undo a success."""
+    def _remove_superseded(self, plan: UnlockPlan, ledger: Ledger, new_ids: frozenset[str]) -> None:
+        """Remove images of earlier runs that nothing uses any more; a fault here does not undo a success."""
+        current = {planned.image.config_digest for planned in plan.images} | new_ids
+        current |= {plan.before[tag] for planned in plan.images for tag in planned.standing}
+        if not self._settings.remove_superseded_images or ledger.loaded <= current:
+            return
         try:
-            self._journal.write_ledger(ledger)
-            if not self._settings.remove_superseded_images:
-                return
             engine = self._docker.images()
-            for image_id in superseded(ledger.loaded, engine, self._docker.used_image_ids()):
+            gone = superseded(ledger.loaded - current, engine, self._docker.used_image_ids())
+            for image_id in gone:
                 logger.info("Removing the superseded image {}", image_id)
                 self._docker.remove(image_id)
-            present = {info.id for info in self._docker.images()}
-            current = {planned.image.config_digest for planned in plan.images}
-            self._journal.write_ledger(replace(ledger, loaded=ledger.loaded & (present | current)))
+            present = {info.id for info in engine}.difference(gone)
+            self._write_ledger(ledger, loaded=ledger.loaded & (present | current))
         except (LoaderError, OSError) as err:
             logger.warning("Superseded images stay until the next run: {}", err)
 

@@ -175,7 +175,7 @@ def test_a_key_that_can_not_be_used_lets_nothing_through(device: Device, key: st
 MUTATIONS = {
     "the signature is not verified": ("archive_signature", "key.verify(signature.signature", "bool(signature.signature", check_refusals),  # noqa: E501
     "names are not compared": ("archive_trust", "if wrong:", "if False:", check_refusals),
-    "no memory": ("unlock_run", "replace(ledger, newest_trusted=newest(ledger.newest_trusted, created))", "ledger", check_downgrade),  # noqa: E501
+    "no memory": ("unlock_run", "newest(ledger.newest_trusted, created) if created else ledger.newest_trusted", "None", check_downgrade),  # noqa: E501
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ FLOORS: Mapping[int, str] = {
         archive archive_gzip archive_json archive_members archive_model archive_oci archive_signature
         tar_index tar_pax tar_writer load_plan
         api_answers cdn_credentials docker_answers tokens
-        progress unlock_plan upload_form
+        load_tree progress unlock_plan upload_form
     """,
     2: """
         api_client http_transport http_sockets device_conf
@@ -38,7 +38,7 @@ FLOORS: Mapping[int, str] = {
     3: """
         sessions background_log_in
         resources loaded_resource part_proof part_source publication single_flight
-        unlock unlock_run unlock_journal image_loader image_switch
+        unlock unlock_run unlock_journal image_loader image_switch load_streams
     """,
     4: "main schemas http_errors http_server middleware uploads resource_stream dependencies cli health_check",
 }

@@ -1,0 +1,130 @@
+"""Runs the steps of a load side by side, each behind the one that it builds on; one failure ends them all.
+
+A step's bytes go to the engine as soon as a worker is free. Its end, without which the engine registers nothing, is
+held back until the gate is open (all is proved) and the step before it is done.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from azaion_loader.load_tree import LoadStep
+
+# A thread that waits asks this often whether it still should.
+TICK_S = 0.1
+# An engine that has a stream's end may register the image although its client is gone. So a stream that has been
+# given whole gets this long to be over before a failure elsewhere ends it.
+SETTLE_S = 5.0
+
+
+class Stopped(Exception):
+    """Ends a step because another one failed; never leaves this module."""
+
+
+class StepRun:
+    """What a step's work may ask for while it runs."""
+
+    def __init__(self, streams: "LoadStreams", after: int | None) -> None:
+        self._streams = streams
+        self._after = after
+        self._ended = False
+
+    def cancelled(self) -> None:
+        """Raise Interrupted when the loader is stopping, or what ends this step because another one failed."""
+        self._streams.check(settling=self._ended)
+
+    def before_end(self) -> None:
+        """Wait until the end of the stream may be given. Raises what `cancelled` raises."""
+        self._streams.wait_until_free(self._after)
+        self._ended = True
+
+
+class LoadStreams:
+    """Does `work` for each step, at most `parallel` at a time; a context manager that leaves no thread behind.
+
+    `work` gets the step and its StepRun. `cancelled` raises Interrupted when the loader is stopping.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[LoadStep],
+        work: Callable[[LoadStep, StepRun], None],
+        *,
+        parallel: int,
+        cancelled: Callable[[], None],
+    ) -> None:
+        self._steps = steps
+        self._work = work
+        self._cancelled = cancelled
+        self._guard = threading.Lock()
+        self._gate = threading.Event()
+        self._done = [threading.Event() for _ in steps]
+        # Steps are taken in their order, so one that waits for another waits for what is done or being done.
+        self._left = iter(range(len(steps)))
+        self._error: BaseException | None = None
+        self._failed_at: float | None = None
+        self._threads = [
+            threading.Thread(target=self._take_steps, name=f"load-{number}", daemon=True)
+            for number in range(min(parallel, len(steps)))
+        ]
+
+    def start(self) -> None:
+        """Begin to give bytes; nothing is registered before `open_gate`."""
+        for thread in self._threads:
+            thread.start()
+
+    def open_gate(self) -> None:
+        """Let the ends of the streams go: everything in them is proved."""
+        self._gate.set()
+
+    def finish(self) -> None:
+        """Wait until all steps are done. Raises the first error of any; by then all have ended."""
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> "LoadStreams":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._fail(error)
+            for thread in self._threads:
+                if thread.ident is not None:
+                    thread.join()
+
+    def check(self, *, settling: bool) -> None:
+        """Raise Interrupted when the loader is stopping, Stopped when another step failed (see SETTLE_S)."""
+        self._cancelled()
+        failed_at = self._failed_at
+        if failed_at is not None and not (settling and time.monotonic() - failed_at < SETTLE_S):
+            raise Stopped
+
+    def wait_until_free(self, after: int | None) -> None:
+        """Wait for the gate, and for the step number `after`, if any."""
+        events = [self._gate] if after is None else [self._gate, self._done[after]]
+        for event in events:
+            while not event.wait(TICK_S):
+                self.check(settling=False)
+        self.check(settling=False)
+
+    def _take_steps(self) -> None:
+        while self._failed_at is None:
+            with self._guard:
+                number = next(self._left, None)
+            if number is None:
+                return
+            step = self._steps[number]
+            try:
+                self._work(step, StepRun(self, step.after))
+            except BaseException as error:  # noqa: BLE001 - handed to `finish`, which raises it
+                self._fail(error)
+                return
+            self._done[number].set()
+
+    def _fail(self, error: BaseException) -> None:
+        with self._guard:
+            if self._failed_at is None:
+                self._error, self._failed_at = error, time.monotonic()
