@@ -144,7 +144,7 @@ if devkit:
 setup(
     package_dir={"": "src"},
     packages=packages,
-    package_data={"azaion_loader": ["py.typed", "*.pyi"] if devkit else []},
+    package_data={"azaion_loader": ["static/*", *(["py.typed", "*.pyi"] if devkit else [])]},
     # Type stubs come along by themselves unless they are excluded; they hold the compiled modules' docstrings.
     exclude_package_data={"": ["*.pyx", "*.pxd", "*.c"] + ([] if devkit else ["*.pyi", "py.typed"])},
     include_package_data=False,

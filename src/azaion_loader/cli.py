@@ -43,8 +43,9 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None) -> int:
     from azaion_loader.http_server import HEADERS_MAX_BYTES, BoundedHttpProtocol, HttpServer  # noqa: PLC0415
     from azaion_loader.main import create_app  # noqa: PLC0415
 
+    app = create_app(settings)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         http=BoundedHttpProtocol,
         ws="none",
         lifespan="on",
@@ -56,7 +57,7 @@ def serve(settings: Settings, *, host: str, port: int, uds: Path | None) -> int:
         h11_max_incomplete_event_size=HEADERS_MAX_BYTES,
         backlog=_BACKLOG,
     )
-    server = HttpServer(config)
+    server = HttpServer(config, app.state.services.operations.watch.close)
     where = str(uds) if uds is not None else f"{host}:{port}"
     try:
         listener = _listen_unix(uds) if uds is not None else _listen(host, port)

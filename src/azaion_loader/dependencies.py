@@ -16,6 +16,7 @@ import anyio
 from fastapi import Depends, Request
 from loguru import logger
 
+from azaion_loader.operations import Operations
 from azaion_loader.settings import InvalidSetting, Settings
 from azaion_loader.single_flight import LoadFlights
 from azaion_loader.uploads import Uploads
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from azaion_loader.credentials import Credentials
     from azaion_loader.hardware_service import HardwareService
     from azaion_loader.loaded_resource import LoadedResource
+    from azaion_loader.part_source import PartSources
+    from azaion_loader.progress import UnlockProgress
     from azaion_loader.resources import Resources
     from azaion_loader.sessions import ClaimsOf, Sessions
     from azaion_loader.unlock import UnlockJob
@@ -66,11 +69,13 @@ class Services:
         self._sessions: Sessions | None = None
         self._unlock_job: UnlockJob | None = None
         self._resources: Resources | None = None
+        self._sources: PartSources | None = None
         self._hardware: HardwareService | None = None
         # Each kind has threads of its own, so that no kind starves another, nor the log-in.
         self.loads = LoadFlights(self._load, _LOAD_THREADS)
         self.uploads = Uploads(lambda: self.resources, settings.upload_max_bytes, _UPLOAD_THREADS)
         self.sending = anyio.CapacityLimiter(_SEND_THREADS)
+        self.operations = Operations(self)
 
     @property
     def sessions(self) -> "Sessions":
@@ -99,6 +104,31 @@ class Services:
             return self._resources
 
     @property
+    def sources(self) -> "PartSources":
+        """Where the parts of models come from and go to."""
+        with self._building:
+            if self._sources is None:
+                from azaion_loader.part_source import PartSources  # noqa: PLC0415 - on first use
+
+                self._sources = PartSources(
+                    self.sessions,
+                    self._api_client,
+                    lambda: self.hardware.hardware_string(),
+                    self._object_store,  # noqa: PLW0108 - read when needed
+                )
+            return self._sources
+
+    @property
+    def hardware(self) -> "HardwareService":
+        """The machine's identity."""
+        with self._building:
+            if self._hardware is None:
+                from azaion_loader.hardware_service import HardwareService  # noqa: PLC0415 - on first use
+
+                self._hardware = HardwareService(override_file=self.settings.hardware_string_file)
+            return self._hardware
+
+    @property
     def authenticated(self) -> bool:
         """Whether a token is held; builds nothing and waits for nothing."""
         return self._sessions is not None and self._sessions.authenticated
@@ -106,6 +136,18 @@ class Services:
     async def poll(self, question: "Callable[[UnlockJob], T]") -> T:
         """Ask the unlock job something quick, without a thread of the pool that requests share."""
         return await asyncio.get_running_loop().run_in_executor(self._polls, lambda: question(self.unlock_job))
+
+    async def progress(self) -> "UnlockProgress":
+        """Return the figures of the unlock run."""
+        return await self.poll(lambda job: job.progress())
+
+    def list_published(self, folder: str) -> list[str]:
+        """Return the names that the Resource API lists in a folder. Raises what a call of the session does."""
+        return self.sessions.call(lambda token, _: self._api_client().list_resources(token, folder, ""))
+
+    def head_object(self, bucket: str, key: str) -> object:
+        """Ask the object store for one object, with the keys of `cdn.yaml`."""
+        return self.sources.store().head(bucket, key)
 
     def start(self) -> None:
         """Look for what an earlier run left, soon and in the background; who asks for the job earlier, starts that."""
@@ -116,6 +158,7 @@ class Services:
         self._recovery.cancel()
         with self._building:
             job = self._unlock_job
+        self.operations.close()
         if job is not None:
             job.shutdown()
         self._polls.shutdown(wait=False, cancel_futures=True)
@@ -151,14 +194,13 @@ class Services:
 
     def _build_resources(self) -> "Resources":
         from azaion_loader.part_cache import PartCache  # noqa: PLC0415 - on first use
-        from azaion_loader.part_source import PartSources  # noqa: PLC0415
         from azaion_loader.resources import Resources  # noqa: PLC0415
 
         settings = self.settings
         cache = PartCache(settings.storage_dir, settings.state_dir, settings.cache_max_bytes, _LOCK_TIMEOUT_S)
         cache.sweep()
         return Resources(
-            PartSources(self.sessions, self._api_client, self._hardware_string, self._object_store),
+            self.sources,
             cache,
             require_part_mac=settings.require_part_mac,
             upload_max_bytes=settings.upload_max_bytes,
@@ -174,14 +216,6 @@ class Services:
             request_timeout_s=settings.request_timeout_s,
             limits=TransferLimits(stall_timeout_s=settings.stall_timeout_s),
         )
-
-    def _hardware_string(self) -> str:
-        with self._building:
-            if self._hardware is None:
-                from azaion_loader.hardware_service import HardwareService  # noqa: PLC0415 - on first use
-
-                self._hardware = HardwareService(override_file=self.settings.hardware_string_file)
-            return self._hardware.hardware_string()
 
     def _build_unlock_job(self) -> "UnlockJob":
         from azaion_loader.background_log_in import BackgroundLogIn  # noqa: PLC0415 - on first use
@@ -208,6 +242,7 @@ class Services:
         try:
             _ = self.unlock_job
             _say_key_profile()
+            self.operations.remember_hardware()
         except Exception:  # noqa: BLE001 - the thread's last door; the next caller meets the same fault and hears of it
             logger.exception("What an earlier unlock run left could not be read")
 

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from azaion_loader import errors
+from azaion_loader import errors, metrics
 from azaion_loader.schemas import Problem
 
 STATUS: Mapping[type[errors.LoaderError], int] = {
@@ -103,6 +103,7 @@ def status_of(error: errors.LoaderError) -> int:
 
 def error_response(error: errors.LoaderError, headers: Mapping[str, str] | None = None) -> Response:
     """Return the answer that tells a client of `error`."""
+    metrics.count("failures", code=error.code)
     extra = dict(headers or {})
     if error.retry_after_s is not None:
         extra["Retry-After"] = str(max(0, error.retry_after_s))

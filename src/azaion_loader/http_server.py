@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+from collections.abc import Callable
 
 import h11
 import uvicorn
@@ -19,6 +20,15 @@ _SLICE_BYTES = 4 << 10
 
 class HttpServer(uvicorn.Server):
     """Says where it listens once it does: uvicorn leaves that out for a socket that it was given."""
+
+    def __init__(self, config: uvicorn.Config, before_shutdown: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._before_shutdown = before_shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer those who wait for news, then stop as usual."""
+        self._before_shutdown()
+        await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then accept connections."""

@@ -18,6 +18,7 @@ Only classes of `errors.py` leave this module.
 import contextlib
 import http.client
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
@@ -28,7 +29,8 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from azaion_loader.errors import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from azaion_loader import metrics
+from azaion_loader.errors import LoaderError, UpstreamError, UpstreamTimeout, UpstreamUnavailable
 from azaion_loader.http_sockets import (
     CallDeadline,
     DeadlineHTTPConnectionPool,
@@ -92,17 +94,32 @@ class HttpTransport:
             method, url, headers={"Accept-Encoding": "identity", **(headers or {})}, json=json, files=files
         )
         call = CallDeadline(timeout_s, self._connect_timeout_s, self._stall_timeout_s, self._resolver)
-        with self._translated(url), call_deadline(call):
+        with self._counted(), self._translated(url), call_deadline(call):
             try:
-                return self._send(request, max_bytes)
+                return self._note(self._send(request, max_bytes))
             except requests.ConnectionError as err:
                 if not (repeatable and call.on_kept_connection and _find(err, _BROKEN_OFF)):
                     raise
-            return self._send(request, max_bytes)
+            return self._note(self._send(request, max_bytes))
 
     def close(self) -> None:
         """Close the kept connections."""
         self._session.close()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        except LoaderError as err:
+            metrics.count("upstream_answers", upstream=self._upstream, answer=err.code)
+            raise
+        finally:
+            metrics.count("upstream_seconds", time.monotonic() - started, upstream=self._upstream)
+
+    def _note(self, answer: HttpAnswer) -> HttpAnswer:
+        metrics.count("upstream_answers", upstream=self._upstream, answer=str(answer.status))
+        return answer
 
     def _send(self, request: requests.Request, max_bytes: int) -> HttpAnswer:
         prepared = self._session.prepare_request(request)

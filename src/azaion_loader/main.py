@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI, Query, Request
 from fastapi.telemetry import TelemetryConfig
 from starlette.concurrency import run_in_threadpool
 
-from azaion_loader import __version__, schemas
+from azaion_loader import __version__, operator_routes, pages, schemas
 from azaion_loader.dependencies import Services, ServicesDep
 from azaion_loader.http_errors import LOAD_ERRORS, LOGIN_ERRORS, UNLOCK_ERRORS, UPLOAD_ERRORS, documented, handle_errors
 from azaion_loader.logs import set_up_logs
@@ -78,12 +78,6 @@ async def unlock_status(services: ServicesDep) -> schemas.UnlockStatusAnswer:
     return schemas.UnlockStatusAnswer.model_validate(await services.poll(lambda job: job.status()))
 
 
-@router.get("/unlock/progress", responses=documented())
-async def unlock_progress(services: ServicesDep) -> schemas.UnlockProgressAnswer:
-    """Tell how far the unlock run has come."""
-    return schemas.UnlockProgressAnswer.model_validate(await services.poll(lambda job: job.progress()))
-
-
 def create_app(settings: Settings | None = None, services: Services | None = None) -> FastAPI:
     """Build the application; `services` in place of those that `settings` (default: the environment) lead to.
 
@@ -101,12 +95,19 @@ def create_app(settings: Settings | None = None, services: Services | None = Non
     # The framework's own telemetry would hand exceptions and their messages to whatever exporter the environment names.
     silent = TelemetryConfig(tracing=False, metrics=False, logs=False, operation_spans=False, auto_configure=False)
     app = FastAPI(
-        title="Azaion.Loader", version=__version__, lifespan=lifespan, redirect_slashes=False, telemetry=silent
+        title="Azaion.Loader",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        telemetry=silent,
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.services = services
     app.add_middleware(Guard, allowed_hosts=services.settings.allowed_hosts, api_token=services.api_token)
     handle_errors(app)
-    app.include_router(router)
+    for routes in (router, operator_routes.router, pages.router):
+        app.include_router(routes)
     return app
 
 

@@ -4,7 +4,8 @@ In this order, because each check keeps a caller away from what the next one wou
 
 1. `Host` is one that this service answers to (a page that rebinds its own name to this machine is not), else 403;
 2. a call that changes state does not come from a page of another origin, else 403;
-3. the bearer token of this service, where one is configured and for all but `/health`, else 401;
+3. the bearer token of this service, where one is configured and for all but `/health` and the files of the operator's
+   page, else 401;
 4. the body is whole, in time and bounded, else 413 or 422; paths that stream bound their own bodies.
 
 Plain ASGI: a middleware on top of the framework's base class would buffer streamed answers and hide disconnects.
@@ -27,7 +28,8 @@ BODY_TIMEOUT_S = 15.0
 _DISCARD_MAX_BYTES = 1 << 20
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN_PATHS = frozenset({"/health"})
+# A browser has no token yet when it opens the page, which then asks for one; the files hold nothing of this device.
+_OPEN_PATHS = frozenset({"/health", "/", "/static/app.css", "/static/app.js", "/static/icon.svg"})
 _STREAMED_PATHS = ("/upload/",)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from azaion_loader import metrics
 from azaion_loader.unlock_state import UnlockState
 
 # The rate is that of the last seconds, so that a pause shows soon and a burst does not mislead.
@@ -50,12 +51,14 @@ class ProgressMeter:
         self._bytes_done = self._bytes_total = 0
         self._images_done = self._images_total = 0
         self._percent = 0.0
+        self._entered = clock()
         self._changed: float | None = None
         self._samples: deque[tuple[float, int]] = deque()
 
     def enter(self, state: UnlockState, stage: str | None = None) -> None:
         """Go to a state; `stage` says in a few words what it is doing there."""
         with self._guard:
+            self._leave_state()
             self._state = state
             self._stage = stage or state.value.replace("_", " ")
             self._touch()
@@ -82,6 +85,7 @@ class ProgressMeter:
             return
         with self._guard:
             self._bytes_done = min(self._bytes_done + count, self._bytes_total)
+            metrics.count("unlock_bytes", count)
             self._touch()
             now = self._clock()
             self._samples.append((now, self._bytes_done))
@@ -102,6 +106,7 @@ class ProgressMeter:
     def finish(self) -> None:
         """Reach `ready`: everything that was expected is done."""
         with self._guard:
+            self._leave_state()
             self._state, self._stage = UnlockState.READY, UnlockState.READY.value
             self._bytes_done, self._images_done = self._bytes_total, self._images_total
             self._percent = 100.0
@@ -148,6 +153,13 @@ class ProgressMeter:
         # Up to now, not up to the last sample: a stall must pull the rate down.
         elapsed = self._clock() - first_time
         return (self._samples[-1][1] - first_bytes) / elapsed if elapsed > 0 else None
+
+    def _leave_state(self) -> None:
+        now = self._clock()
+        if self._state.in_progress:
+            metrics.count("unlock_stage_seconds", now - self._entered, state=self._state.value)
+            metrics.count("unlock_stages", state=self._state.value)
+        self._entered = now
 
     def _touch(self) -> None:
         self._changed = self._clock()

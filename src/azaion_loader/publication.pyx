@@ -14,7 +14,7 @@ cimport cython
 
 from loguru import logger
 
-from azaion_loader import files, security
+from azaion_loader import files, metrics, security
 from azaion_loader.errors import DiskFull, TooLarge
 from azaion_loader.part_notes import PartNote
 from azaion_loader.part_proof import LARGEST_HEAD_BYTES, PASS_BYTES, PartClaims, cut_at, head_digest
@@ -74,6 +74,7 @@ cdef class Publication:
             self._plain_bytes += len(plain)
             if self._plain_bytes > self._max_bytes:
                 raise TooLarge(f"An upload may have at most {self._max_bytes} bytes.")
+            metrics.count("resource_bytes", len(plain), direction="received")
             self._take(self._encryptor.update(plain))
 
     def commit(self, folder: str) -> None:

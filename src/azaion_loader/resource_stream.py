@@ -8,6 +8,8 @@ from anyio.streams.memory import MemoryObjectSendStream
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from azaion_loader import metrics
+
 if TYPE_CHECKING:
     from azaion_loader.loaded_resource import LoadedResource
 
@@ -39,6 +41,7 @@ class ResourceResponse(Response):
                 async with chunks:
                     async for chunk in chunks:
                         await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                        metrics.count("resource_bytes", len(chunk), direction="sent")
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 group.cancel_scope.cancel()
         finally:

@@ -11,7 +11,7 @@ cimport cython
 
 from loguru import logger
 
-from azaion_loader import names, security
+from azaion_loader import metrics, names, security
 from azaion_loader.errors import DiskFull, IntegrityError
 from azaion_loader.files import disk_full_named
 from azaion_loader.loaded_resource import LoadedResource
@@ -67,6 +67,7 @@ cdef class Resources:
         request = self._sources.request(folder, name)
         small = request.read_small()
         loaded = self._load_cached(request, small)
+        metrics.count("cache_lookups", result="miss" if loaded is None else "hit")
         if loaded is not None:
             return loaded
         with self._cache.locked(folder, name) as waited:

@@ -98,6 +98,7 @@ class UnlockProgressAnswer(BaseModel):
     seconds_left: float | None
     seconds_since_change: float | None
     note: str | None = Field(description="What a person should know about this run")
+    token: str = Field(description="Give it as `since` to wait for the next change", examples=["c0ffee0123456789"])
 
 
 class Problem(BaseModel):

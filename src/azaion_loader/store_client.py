@@ -14,7 +14,11 @@ from botocore.config import Config
 from botocore.configprovider import ConstantProvider
 from botocore.loaders import Loader
 
+from azaion_loader import metrics
+from azaion_loader.store_answers import translate
+
 REGION = "us-east-1"
+_UPSTREAM = "object store"
 _KEPT_VARIABLES = frozenset({"ca_bundle"})
 _FORCED = {"config_file": os.devnull, "credentials_file": os.devnull, "ignore_configured_endpoint_urls": True}
 
@@ -55,7 +59,17 @@ def make_client(
         config=config,
     )
     client.meta.events.register_last("before-call.s3", _forbid_region_redirect)
+    client.meta.events.register_last("after-call.s3", _count_answer)
+    client.meta.events.register_last("after-call-error.s3", _count_failure)
     return client
+
+
+def _count_answer(http_response: Any, **_: object) -> None:
+    metrics.count("upstream_answers", upstream=_UPSTREAM, answer=str(http_response.status_code))
+
+
+def _count_failure(exception: Exception, **_: object) -> None:
+    metrics.count("upstream_answers", upstream=_UPSTREAM, answer=translate(exception).code)
 
 
 def _isolated_session() -> botocore.session.Session:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from loguru import logger
 
+from azaion_loader import metrics
 from azaion_loader.credentials import Credentials
 from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import ArchiveNotFound, Interrupted, LoaderError
@@ -244,6 +245,7 @@ class UnlockJob:
                 self._meter.finish()
             else:
                 self._meter.enter(state)
+        metrics.count("unlock_runs", result="ready" if error is None else error.partition(":")[0])
         logger.info("Unlock run {}: {}", record.run_id, state)
 
     def _write_journal(self, record: RunRecord) -> None:

@@ -42,7 +42,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     config = uvicorn.Config(
         app, http=Impatient, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=HEADERS_MAX_BYTES
     )
-    server = HttpServer(config)
+    server = HttpServer(config, lambda: None)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     yield path
