@@ -7,7 +7,9 @@
 # DOCKER_CLI_PACKAGE  Debian's package with the client: docker-cli from Debian 13 on, docker.io on a Debian 12 base
 # REQUIRE_KEY_PROFILE 1 refuses to fall back to the development profile: for releases
 # KEY_PROFILE_STAMP   changes with the profile: a secret alone is no part of the build cache's key
+# BUILDER_IMAGE       the base of the build's own stage; the same Python as in BASE_IMAGE
 ARG BASE_IMAGE=python:3.11-slim
+ARG BUILDER_IMAGE=${BASE_IMAGE}
 
 # -- the client alone: Debian 12's package brings the whole engine with it ---------------------------------------------
 FROM ${BASE_IMAGE} AS client
@@ -22,12 +24,13 @@ RUN apt-get update -qq \
     && /out/usr/bin/docker --version
 
 # -- the environment /opt/loader ---------------------------------------------------------------------------------------
-FROM ${BASE_IMAGE} AS builder
+FROM ${BUILDER_IMAGE} AS builder
 LABEL com.azaion.loader.stage=builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_CACHE_DIR=1
-RUN apt-get update -qq \
+RUN command -v gcc \
+    || { apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends gcc libc6-dev \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/*; }
 WORKDIR /build
 COPY requirements.txt ./
 # pip stays outside: nothing installs anything at run time. Without --no-deps an unpinned package could slip in.

@@ -1,4 +1,4 @@
-"""The command `azaion-loader`."""
+"""The command `azaion-loader`: `serve` here, with nothing that only the others need; all others in `commands`."""
 
 import argparse
 import contextlib
@@ -25,6 +25,15 @@ _BACKLOG = 512
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["serve"]:
+        return _serve(given)
+    from azaion_loader.commands import run  # noqa: PLC0415 - the service starts without it
+
+    return run(given, _serve)
+
+
+def _serve(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         settings = Settings.from_environment()

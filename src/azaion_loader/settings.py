@@ -55,6 +55,11 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "LC_ALL": "C"}
 
 
+def command_password() -> str | None:
+    """Return the password that AZAION_PASSWORD gives to the commands; the service itself takes none from here."""
+    return os.environ.get("AZAION_PASSWORD") or None
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """All settings; `_s` are seconds, `_bytes` bytes."""

@@ -43,6 +43,7 @@ FLOORS: Mapping[int, str] = {
     """,
     4: """
         main schemas http_errors http_server middleware uploads resource_stream dependencies cli health_check
+        unlock_device
         operations operator_routes operator_schemas metrics_page pages
         commands command_service command_client command_output command_rescue
     """,
