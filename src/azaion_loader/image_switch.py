@@ -6,6 +6,7 @@ entry is emptied, which is the commit; then the rollback tags go.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from loguru import logger
@@ -16,6 +17,8 @@ from azaion_loader.errors import ImagesMissing, LoaderError
 from azaion_loader.required_images import short_tag
 from azaion_loader.unlock_journal import RunRecord, TagMove, UnlockJournal
 from azaion_loader.unlock_plan import ROLLBACK_REPOSITORY, STAGING_REPOSITORY, UnlockPlan, is_same, left_over_tags
+
+_TAGS_AT_ONCE = 4
 
 
 class ImageSwitch:
@@ -43,8 +46,9 @@ class ImageSwitch:
             for move in moves:
                 if move.before is not None:
                     self._docker.tag(move.before, move.rollback)
-            for tag, planned in plan.moves:
-                self._docker.tag(planned.source or planned.staged, tag)
+            # Side by side, since the moment in which a kill leaves a mix should be short.
+            with ThreadPoolExecutor(_TAGS_AT_ONCE, thread_name_prefix="tag") as pool:
+                list(pool.map(lambda move: self._docker.tag(move[1].source or move[1].staged, move[0]), plan.moves))
             self.prove(plan)
         except BaseException:
             self._restore_after_failure(replace(record, switch=moves))

@@ -21,10 +21,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from azaion_devkit.device import docker
-from azaion_devkit.engine import Engine, find_or_start
 from tests.bench import cold_start, proof, report
 from tests.bench.rig import Bench, HealthWatch, ImageSet, Run
+
+from azaion_devkit.device import docker
+from azaion_devkit.engine import Engine, find_or_start
 
 ROOT = Path(__file__).parents[2]
 UNLOCK = "unlock"
@@ -47,16 +48,14 @@ def engine_at(name: str, base: Path | None) -> Iterator[str]:
             engine.stop()
 
 
-def in_turn(
-    rounds: int, contenders: dict[str, Callable[[], Run]], prepare: Callable[[], None]
-) -> dict[str, list[Run]]:
+def in_turn(rounds: int, contenders: dict[str, Callable[[], Run]], prepare: Callable[[], None]) -> dict[str, list[Run]]:
     """Run everything once to warm up and `rounds` times after that, in an order that alternates."""
     runs: dict[str, list[Run]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
         for name in contenders if number % 2 else reversed(contenders):
             prepare()
             run = contenders[name]()
-            say(f"  {'warm-up' if not number else number} {name}: {run.seconds:.2f} s")
+            say(f"  {number or 'warm-up'} {name}: {run.seconds:.2f} s")
             if number:
                 runs[name].append(run)
     return runs
@@ -131,7 +130,11 @@ def say(text: str) -> None:
 def machine() -> dict[str, Any]:
     """Describe the machine: nothing that names it."""
     cpu = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         os.uname().machine,
     )
     total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
