@@ -59,6 +59,7 @@ class ImageLoader:
         self._planned: dict[str, PlannedImage] = {}
         self._standing = self._total = 0
         self._steps: tuple[LoadStep, ...] = ()
+        self._base_tags: list[str] = []
         self._streams: LoadStreams | None = None
         self._proved: set[int] = set()
         self._ids: dict[str, str] = {}
@@ -77,7 +78,7 @@ class ImageLoader:
     @property
     def base_tags(self) -> list[str]:
         """The tags of synthetic images that this load needs until it is over; known after `prepare`."""
-        return [tag for step in self._steps if step.is_base for _, tag in step.images]
+        return self._base_tags
 
     def prepare(self, plan: UnlockPlan, engine_chains: Sequence[Sequence[str]]) -> None:
         """Decide what to give; `engine_chains` are the layers of the engine's images, base first."""
@@ -93,6 +94,7 @@ class ImageLoader:
             self._steps = whole_step(self._index, images, engine_chains, shape)
         elif images:
             self._steps = branching_steps(self._index, images, engine_chains, shape, staging_tag)
+        self._base_tags = [tag for step in self._steps if step.is_base for _, tag in step.images]
         self._meter.expect_bytes(sum(layer.size for layer in self._to_prove()) + self.given_bytes)
         logger.info("{} images to load in {} steps, {} bytes", len(images), len(self._steps), self.given_bytes)
 

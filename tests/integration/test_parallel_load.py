@@ -13,7 +13,7 @@ from azaion_devkit.engine import Engine
 from azaion_devkit.engine_proxy import EngineProxy
 from azaion_devkit.image_sets import SyntheticImage, gzipped, oci_layout, older_layout
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 MB = 1_000_000
 READY = {"state": "ready", "error": None}
