@@ -135,7 +135,11 @@ class Client:
         return answer
 
     def load(
-        self, chunks: Iterable[bytes], total_bytes: int, on_bytes: Callable[[int], None], cancelled: Callable[[], None]  # noqa: ARG002
+        self,
+        chunks: Iterable[bytes],
+        total_bytes: int,  # noqa: ARG002
+        on_bytes: Callable[[int], None],
+        cancelled: Callable[[], None],  # noqa: ARG002, RUF100
     ) -> None:
         data = bytearray()
         for chunk in chunks:
