@@ -26,7 +26,7 @@ def rig(tmp_path: Path) -> Iterator[ResourceRig]:
 
 
 def code(answer: requests.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
+    return answer.status_code, answer.json().get("code", "")
 
 
 def load(rig: ResourceRig, name: str = "m.bin") -> requests.Response:
@@ -44,7 +44,7 @@ def check_sites(rig: ResourceRig) -> int:
         {"Origin": "https://evil.example"},
         {"Origin": "null"},
         {"Origin": f"http://localhost.evil.example:{rig.url.rpartition(':')[2]}"},
-        {"Origin": rig.url.replace("http://", "https://")},
+        {"Origin": rig.url.rpartition(":")[0]},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ]
