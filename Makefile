@@ -63,6 +63,10 @@ test-traced: dev
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage combine --quiet
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage report
 
+FAMILY ?=
+test-faults: dev ## every fault suite; `make test-faults FAMILY='kill matrix'` runs one
+	$(BIN)/python -m tests.faults.report $(if $(FAMILY),--family '$(FAMILY)')
+
 lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -36,6 +36,17 @@ def own_engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
+def containerd_engine() -> Iterator[Engine]:
+    """Debian 13's engine with the containerd image store; stopped at the end if it did not run before."""
+    engine = Engine.trixie("containerd")
+    ran = engine.pid is not None
+    engine.start()
+    yield engine
+    if not ran:
+        engine.stop()
+
+
+@pytest.fixture(scope="session")
 def docker_host(own_engine: Engine) -> str:
     return own_engine.host
 

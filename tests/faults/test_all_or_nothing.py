@@ -147,13 +147,11 @@ def test_a_running_container_goes_on(device: Device, own_engine: Engine, proxy: 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["load cut in the middle", "answer of the load lost", "third move", "last move"])
 def test_the_containerd_store_keeps_the_old_version_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, containers: list[str], name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, containerd_engine: Engine, containers: list[str], name: str
 ) -> None:
-    engine = Engine.trixie("containerd")
-    engine.start()
-    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    monkeypatch.setenv("DOCKER_HOST", containerd_engine.host)
     folder = Path(tempfile.mkdtemp(prefix="azaion-proxy-", dir="/tmp"))
-    with EngineProxy(engine.host, folder / "s") as proxy, Device(tmp_path) as device:
+    with EngineProxy(containerd_engine.host, folder / "s") as proxy, Device(tmp_path) as device:
         check_unchanged(device, proxy.host, lambda: POINTS[name](proxy), containers)
         docker(["container", "rm", "--force", *containers])
         containers.clear()
