@@ -78,3 +78,5 @@ bench: dev
 clean:
 	rm -rf build dist $(VENV) src/*.egg-info
 	find src -name '*.so' -delete
+
+include image.mk

@@ -145,7 +145,8 @@ setup(
     package_dir={"": "src"},
     packages=packages,
     package_data={"azaion_loader": ["py.typed", "*.pyi"] if devkit else []},
-    exclude_package_data={"": ["*.pyx", "*.pxd", "*.c"]},
+    # Type stubs come along by themselves unless they are excluded; they hold the compiled modules' docstrings.
+    exclude_package_data={"": ["*.pyx", "*.pxd", "*.c"] + ([] if devkit else ["*.pyi", "py.typed"])},
     include_package_data=False,
     install_requires=read_requirements(),
     entry_points={"console_scripts": scripts},

@@ -9,7 +9,14 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).parent.parent / "src" / "azaion_loader"
-ADDED_BY_CYTHON = (r".*\.__test__", r".*\.__reduce_cython__", r".*\.__setstate_cython__", r".*\.__pyx_capi__")
+ADDED_BY_CYTHON = (
+    r".*\.__test__",
+    r".*\.__reduce_cython__",
+    r".*\.__setstate_cython__",
+    r".*\.__pyx_capi__",
+    # Part of the type from Python 3.12 on.
+    r".*\.__buffer__",
+)
 
 
 def main() -> int:

@@ -60,7 +60,7 @@ class Device:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for loader in self._loaders:
-            loader.kill()
+            loader.kill() if error is not None else loader.stop()
         self.api.stop()
         self.remove_images()
 

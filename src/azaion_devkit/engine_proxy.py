@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
+from azaion_devkit.hold import Hold
+
 PIECE_BYTES = 64 * 1024
 HEAD_LIMIT_BYTES = 64 * 1024
 JOIN_TIMEOUT_S = 5.0
 
-Action = Literal["break", "hang", "answer"]
+Action = Literal["break", "hang", "answer", "hold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class _Rule:
     after_bytes: int | None
     status: int = 500
     message: str = ""
+    hold: Hold | None = None
     seen: int = 0
 
 
@@ -84,6 +87,12 @@ class EngineProxy:
     def answer(self, path: str, *, status: int, message: str, nth: int = 1) -> None:
         """Answer as the engine answers a fault, once the body is read; the engine does not see the request."""
         self._add(_Rule(path, nth, "answer", None, status, message))
+
+    def hold(self, path: str, *, nth: int = 1, after_bytes: int = 0) -> Hold:
+        """Keep a request, after so many bytes of its body, until the returned hold is released or dropped."""
+        hold = Hold()
+        self._add(_Rule(path, nth, "hold", after_bytes, hold=hold))
+        return hold
 
     def clear(self) -> None:
         """Forget the rules that have not fired."""
@@ -173,6 +182,8 @@ class EngineProxy:
             lines = f"HTTP/1.1 {rule.status} Fault\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             client.sendall(lines.encode() + b"Connection: close\r\n\r\n" + body)
             return False
+        if rule.hold is not None:
+            return self._keep(rule, rule.hold, head, reader, engine)
         muted.set()
         engine.sendall(head)
         left = rule.after_bytes
@@ -186,6 +197,23 @@ class EngineProxy:
         if rule.action == "hang":
             self._stopping.wait()
         return False
+
+    def _keep(self, rule: _Rule, hold: Hold, head: bytes, reader: "_Reader", engine: socket.socket) -> bool:
+        """Pass the first bytes of a body on, wait for the decision, then pass the rest; False ends the connection."""
+        left = rule.after_bytes or 0
+        body = reader.body(head)
+        if left:
+            engine.sendall(head)
+        while left > 0 and (piece := next(body, None)) is not None:
+            engine.sendall(piece)
+            left -= len(piece)
+        if not hold.wait(self._stopping):
+            return False
+        if not rule.after_bytes:
+            engine.sendall(head)
+        for piece in body:
+            engine.sendall(piece)
+        return True
 
     def _note(self, head: bytes) -> _Rule | None:
         method, path = head.split(b" ", 2)[:2]

@@ -73,6 +73,7 @@ class ObjectStore:
         root: Path,
         *,
         port: int = 0,
+        host: str = "127.0.0.1",
         downloader: tuple[str, str] = DOWNLOADER_KEYS,
         uploader: tuple[str, str] = UPLOADER_KEYS,
         certificate: Path | None = None,
@@ -80,6 +81,7 @@ class ObjectStore:
     ) -> None:
         self.root = root
         self.port = port or free_port()
+        self._host = host
         self.downloader = downloader
         self.uploader = uploader
         self.kind = "rclone" if find_rclone() is not None else "moto"
@@ -173,11 +175,11 @@ class ObjectStore:
         if rclone is None:
             print("object store: no rclone here, so moto's server it is; it checks no keys", file=sys.stderr)
             tls = ["-c", str(self._certificate), "-k", str(self._key)] if self._certificate is not None else []
-            return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port), *tls]
+            return [sys.executable, "-m", "moto.server", "-H", self._host, "-p", str(self.port), *tls]
         tls = ["--cert", str(self._certificate), "--key", str(self._key)] if self._certificate is not None else []
         return [
             str(rclone), "serve", "s3", str(self.root.resolve()), "--config", "/dev/null",
-            "--addr", f"127.0.0.1:{self.port}", "--vfs-cache-mode", "off",
+            "--addr", f"{self._host}:{self.port}", "--vfs-cache-mode", "off",
             "--dir-cache-time", "5m", "--poll-interval", "0",
             "--auth-key", ",".join(self.downloader), "--auth-key", ",".join(self.uploader), *tls,
         ]  # fmt: skip
@@ -214,12 +216,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m azaion_devkit.object_store", description=__doc__)
     parser.add_argument("--root", type=Path, required=True, help="the folder whose sub-folders are the buckets")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--bucket", action="append", default=[], help="a bucket to make (may be repeated)")
     options = parser.parse_args(arguments)
     ended = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: ended.set())
-    with ObjectStore(options.root, port=options.port) as store:
+    with ObjectStore(options.root, port=options.port, host=options.host) as store:
         for bucket in options.bucket:
             store.make_bucket(bucket)
         print(store.cdn_yaml().decode(), flush=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from azaion_devkit.hold import Hold
 from azaion_devkit.resource_api_handler import Missing, Resources, Service
 from azaion_devkit.resource_api_server import DevServer
 from azaion_devkit.resource_api_state import (
@@ -130,6 +131,12 @@ class DevResourceApi:
             cut_bytes, raw,
         )  # fmt: skip
         self.script.add(fault, times)
+
+    def hold_next(self, path_prefix: str) -> Hold:
+        """Keep the next call of a path until the returned hold is released or dropped."""
+        hold = Hold()
+        self.script.add(Fault(path_prefix, hold=hold), 1)
+        return hold
 
     def start(self) -> str:
         """Listen, and return the base address. A stopped server starts again on the port it had."""

@@ -104,7 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.hang:
             self._note(0, None)
             self.server.stopping.wait()
-        if fault.hang or fault.close or fault.reset:
+        dropped = fault.hold is not None and not fault.hold.wait(self.server.stopping)
+        if dropped or fault.hang or fault.close or fault.reset:
             self._break_off(fault)
             return
         email = None

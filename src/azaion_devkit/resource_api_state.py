@@ -14,6 +14,8 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from azaion_devkit.hold import Hold
+
 USERS_FILE = ".users.toml"
 KEY_FRAGMENT_FILE = ".key-fragment"
 _SHARED_SECRET = "development-secret-of-the-development-resource-api"  # noqa: S105 - signs development tokens only
@@ -57,6 +59,7 @@ class Fault:
     reset: bool = False
     cut_bytes: int | None = None
     raw: bytes | None = None
+    hold: Hold | None = None
 
     def concerns(self, method: str, path: str) -> bool:
         """Whether this fault is meant for that call."""

@@ -1,7 +1,7 @@
 """All that `/load` and `/upload` need, on real sockets: Resource API, object store and the loader between them.
 
-For tests, benchmarks and the demonstration. The loader runs in a thread of this process, where a test can look at it, or
-(`separate`) as a process of its own, which can be measured and killed.
+For tests, benchmarks and the demonstration. The loader runs in a thread of this process, where a test can look at it,
+or (`separate`) as a process of its own, which can be measured and killed.
 """
 
 import contextlib

@@ -207,8 +207,16 @@ class Services:
     def _recover(self) -> None:
         try:
             _ = self.unlock_job
+            _say_key_profile()
         except Exception:  # noqa: BLE001 - the thread's last door; the next caller meets the same fault and hears of it
             logger.exception("What an earlier unlock run left could not be read")
+
+
+def _say_key_profile() -> None:
+    from azaion_loader.security import is_development_profile  # noqa: PLC0415 - loads the cipher library
+
+    if is_development_profile():
+        logger.warning("This build holds the development key profile, which everybody knows: it protects nothing")
 
 
 async def get_services(request: Request) -> Services:

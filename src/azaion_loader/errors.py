@@ -88,8 +88,6 @@ class RefusedCaller(LoaderError):
 class Unauthorized(RefusedCaller):
     """The bearer token of this service is missing or wrong."""
 
-    code = "unauthorized"
-
 
 class CrossSite(RefusedCaller):
     """A page of another origin tried to change state."""
@@ -219,8 +217,6 @@ class MisconfiguredDevice(LoaderError):
 class UnlockError(LoaderError):
     """Ends an unlock run; raised by name only through its subclasses."""
 
-    code = "internal_error"
-
 
 class ArchiveError(UnlockError):
     """The image archive can't be used."""
@@ -236,8 +232,6 @@ class ArchiveNotFound(ArchiveError):
 
 class ArchiveInvalid(ArchiveError):
     """The archive is damaged, cut, or holds something that `docker save` does not write."""
-
-    code = "archive_invalid"
 
 
 class ArchiveIncomplete(ArchiveError):
@@ -284,8 +278,6 @@ class DockerUnavailable(DockerError):
 
 class DockerFailed(DockerError):
     """The engine refused or broke off."""
-
-    code = "docker_failed"
 
 
 class DockerStalled(DockerError):

@@ -5,7 +5,8 @@ images alive (a containerd store drops an image when its last tag is replaced); 
 entry is emptied, which is the commit; then the rollback tags go.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -13,12 +14,22 @@ from loguru import logger
 
 from azaion_loader.docker_answers import ImageInfo
 from azaion_loader.docker_cli import DockerCli
-from azaion_loader.errors import ImagesMissing, LoaderError
+from azaion_loader.errors import DockerStalled, DockerUnavailable, ImagesMissing, LoaderError
 from azaion_loader.required_images import short_tag
 from azaion_loader.unlock_journal import RunRecord, TagMove, UnlockJournal
 from azaion_loader.unlock_plan import ROLLBACK_REPOSITORY, STAGING_REPOSITORY, UnlockPlan, is_same, left_over_tags
 
 _TAGS_AT_ONCE = 4
+# An engine goes on with a load whose client is gone once it has the last byte (docs/engines.md): this long after it.
+# The rate is that of a slow disk; the bound keeps a failed run from seeming to go on for ever.
+_SETTLE_S = 3.0
+_SETTLE_BYTES_PER_S = 64 << 20
+_SETTLE_MAX_S = 60.0
+_LOOK_S = 0.5
+
+
+def _never() -> None:
+    """A restoration that has begun is not to be stopped."""
 
 
 class ImageSwitch:
@@ -88,15 +99,38 @@ class ImageSwitch:
                 self._docker.remove(move.rollback)
         self._journal.write_run(replace(record, switch=()))
 
-    def discard_staged(self, tags: Sequence[str]) -> None:
-        """Remove staging tags, and with them the images that nothing else names. Faults are logged, not raised:
-        this runs after a failure whose own report matters more, and the next run sweeps again."""
+    def discard_staged(self, tags: Sequence[str]) -> bool:
+        """Remove staging tags, and with them the images that nothing else names; False if the engine is gone.
+
+        Faults are logged, not raised: this runs after a failure whose own report matters more, and the next run
+        sweeps again.
+        """
         if not tags:
-            return
+            return True
         try:
             self._docker.remove(*dict.fromkeys(tags))
+        except (DockerStalled, DockerUnavailable) as err:
+            logger.warning("Staged images stay until the next run: {}", err.message)
+            return False
         except LoaderError as err:
             logger.warning("Staged images could not be removed: {}", err.message)
+        return True
+
+    def discard_late(self, tags: Sequence[str], given_bytes: int, cancelled: Callable[[], None]) -> None:
+        """Like `discard_staged`, and look again for a bounded time: a load whose client is gone may still come true.
+
+        `given_bytes` is what the engine was to be given. `cancelled` raises Interrupted to end the wait.
+        """
+        give_up = time.monotonic() + min(_SETTLE_S + given_bytes / _SETTLE_BYTES_PER_S, _SETTLE_MAX_S)
+        try:
+            # By name, seen or not: after a failed load a containerd store may hold a name that it does not list.
+            present = tags
+            while self.discard_staged(present) and time.monotonic() < give_up:
+                cancelled()
+                time.sleep(_LOOK_S)
+                present = sorted(self._docker.inspect(tags))
+        except LoaderError as err:
+            logger.warning("Staged images may stay until the next run: {}", err.message)
 
     def sweep(self, engine: Sequence[ImageInfo], keep_staged: Sequence[str]) -> list[ImageInfo]:
         """Remove what killed runs left: staging tags of other archives, rollback tags without a switch.
@@ -118,8 +152,9 @@ class ImageSwitch:
         return [info for info in engine if not info.tags or not gone.issuperset(map(short_tag, info.tags))]
 
     def _restore_after_failure(self, record: RunRecord) -> None:
+        # A stop of the loader is one of the failures: its own watch would end each call that restores.
         try:
-            self.restore(record)
+            ImageSwitch(self._docker.watched(_never), self._store, self._journal).restore(record)
         except LoaderError as err:
             logger.error("The tags could not be restored yet, the next run will: {}", err.message)
 
@@ -130,6 +165,8 @@ class ImageSwitch:
                     self._untag(move.rollback, move.tag)
                 except LoaderError as err:
                     logger.warning("The rollback tag {} stays until the next run: {}", move.rollback, err.message)
+                    if isinstance(err, DockerStalled | DockerUnavailable):
+                        return
 
     def _untag(self, rollback: str, standing: str) -> None:
         """Drop a rollback tag without deleting the old image.

@@ -3,6 +3,8 @@ from typing import final
 
 from azaion_loader.security import SecretKey
 
+__all__ = ["LoadedResource"]
+
 @final
 class LoadedResource:
     length: int

@@ -8,7 +8,9 @@ from azaion_loader import security
 from azaion_loader.errors import IntegrityError
 from azaion_loader.part_proof import MIN_CIPHERTEXT_BYTES, PartsDontFit
 
-DEF_CHUNK_BYTES = 256 * 1024
+__all__ = ["LoadedResource"]
+
+CHUNK_BYTES = 256 * 1024
 
 
 @cython.final
@@ -37,7 +39,7 @@ cdef class LoadedResource:
             raise PartsDontFit("the last block has no valid padding") from err
         self.length = total - MIN_CIPHERTEXT_BYTES + len(end)
 
-    def chunks(self, chunk_bytes: int = DEF_CHUNK_BYTES):
+    def chunks(self, chunk_bytes: int = CHUNK_BYTES):
         """Yield the plaintext, about `chunk_bytes` at a time. Raises IntegrityError, OSError."""
         # The head may be shorter than the IV, so the decryptor is given what follows until it has one.
         decryptor = security.CbcDecryptor(self._key)

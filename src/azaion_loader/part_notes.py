@@ -106,13 +106,19 @@ def _parse(data: bytes) -> NameMemory | None:
     if not isinstance(content, dict) or not isinstance(content.get("seen_in_format_1"), bool) or "part" not in content:
         return None
     part = content["part"]
-    if part is None:
-        return NameMemory(None, content["seen_in_format_1"])
+    if part is not None and not _describes_part(part):
+        return None
+    return NameMemory(PartNote(**part) if part is not None else None, content["seen_in_format_1"])
+
+
+def _describes_part(part: object) -> bool:
+    """Say whether a value of a note's JSON has the fields of a PartNote, each in its form."""
     if not isinstance(part, dict) or set(part) != {"head_sha256", "size", "etag", "sha256", "mac"}:
-        return None
+        return False
     digests = [part["head_sha256"], part["sha256"], *([] if part["mac"] is None else [part["mac"]])]
-    if not all(isinstance(digest, str) and _HEX_DIGEST.fullmatch(digest) for digest in digests):
-        return None
-    if not isinstance(part["etag"], str) or type(part["size"]) is not int or part["size"] < 0:
-        return None
-    return NameMemory(PartNote(**part), content["seen_in_format_1"])
+    return (
+        all(isinstance(digest, str) and _HEX_DIGEST.fullmatch(digest) for digest in digests)
+        and isinstance(part["etag"], str)
+        and type(part["size"]) is int
+        and part["size"] >= 0
+    )

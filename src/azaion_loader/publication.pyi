@@ -4,6 +4,8 @@ from typing import Self, final
 from azaion_loader.part_cache import PartCache
 from azaion_loader.part_source import PartSources
 
+__all__ = ["Publication"]
+
 @final
 class Publication:
     def __init__(

@@ -19,6 +19,8 @@ from azaion_loader.errors import DiskFull, TooLarge
 from azaion_loader.part_notes import PartNote
 from azaion_loader.part_proof import LARGEST_HEAD_BYTES, PASS_BYTES, PartClaims, cut_at, head_digest
 
+__all__ = ["Publication"]
+
 # From this length on a ciphertext's small part has its largest size: what is longer needs no waiting for the end.
 _CUT_KNOWN_BYTES = (LARGEST_HEAD_BYTES * 100 + 29) // 30
 
@@ -91,7 +93,6 @@ cdef class Publication:
             etag = request.upload_big(self._aside, claims.metadata())
             request.write_small(self._small)
             self._keep(folder, PartNote(claims.head_sha256, self._big_bytes, etag, self._sha256.hexdigest(), mac))
-        self._cache.trim()
 
     def close(self) -> None:
         """End the upload; nothing stays of one that was not committed. Without effect the second time."""
@@ -146,11 +147,12 @@ cdef class Publication:
         return mac.hexdigest()
 
     cdef object _keep(self, str folder, object note):
-        """Put the published part into the cache. The upload is committed by now, so a fault only costs the next load time."""
+        """Put the published part into the cache. The upload is committed: a fault only costs the next load time."""
         try:
             # In the cache the file is one in use, not one being written.
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
             self._cache.keep(self._aside, folder, self._name)
             self._cache.notes.remember_part(folder, self._name, note)
+            self._cache.trim()
         except (OSError, DiskFull) as err:
             logger.warning("The published part of {}/{} could not be kept in the cache: {}", folder, self._name, err)

@@ -5,6 +5,8 @@ from azaion_loader.part_cache import PartCache
 from azaion_loader.part_source import PartSources
 from azaion_loader.publication import Publication
 
+__all__ = ["Resources"]
+
 @final
 class Resources:
     upload_max_bytes: int

@@ -31,6 +31,8 @@ from azaion_loader.part_proof import (
 from azaion_loader.publication import Publication
 from azaion_loader.store_answers import ObjectChanged, ObjectMissing
 
+__all__ = ["Resources"]
+
 
 @cython.final
 cdef class Resources:

@@ -83,6 +83,7 @@ class UnlockRun:
         remove_legacy_tar(self._settings.images_path)
         if not refresh and images_present(self._docker, self._settings.api_version):
             logger.info("All required images are present under the tag {}", self._settings.api_version)
+            self._sweep_left_overs()
             return
         self._log_in(credentials)
         self._cancelled()
@@ -138,19 +139,28 @@ class UnlockRun:
             record = self._enter(UnlockState.LOADING_IMAGES)
             # Before the engine gets them, so that a kill can't orphan an image that the loader brought.
             ledger = self._write_ledger(ledger, loaded=ledger.loaded | {p.image.config_digest for p in plan.to_load})
+            # Those that a killed run has left, too: a failure leaves nothing of the new images.
+            staged = [*(planned.staged for planned in plan.to_load), *loader.base_tags, *left]
+            given_bytes = loader.given_bytes
             try:
                 new_ids = loader.load()
+                given_bytes = 0
+                # Before the tags move: a kill after that must not make the device forget what it has trusted.
+                newest_trusted = newest(ledger.newest_trusted, created) if created else ledger.newest_trusted
+                ledger = self._write_ledger(ledger, loaded=ledger.loaded | new_ids, newest_trusted=newest_trusted)
                 self._meter.stage("switching the tags")
                 switch.switch(plan, record)
             except Interrupted:
                 # What is staged is proved by the next run and need not be sent again.
                 raise
             except BaseException:
-                switch.discard_staged([*(planned.staged for planned in plan.to_load), *loader.base_tags])
+                self._meter.stage("removing what was loaded")
+                if given_bytes:
+                    switch.discard_late(staged, given_bytes, self._cancelled)
+                else:
+                    switch.discard_staged(staged)
                 raise
-        switch.discard_staged([*(planned.staged for planned in plan.to_load), *loader.base_tags, *left])
-        newest_trusted = newest(ledger.newest_trusted, created) if created is not None else ledger.newest_trusted
-        ledger = self._write_ledger(ledger, loaded=ledger.loaded | new_ids, newest_trusted=newest_trusted)
+        switch.discard_staged(staged)
         self._remove_superseded(plan, ledger, new_ids)
 
     def _write_ledger(self, ledger: Ledger, **changes: Any) -> Ledger:
@@ -159,6 +169,14 @@ class UnlockRun:
         if changed != ledger:
             self._journal.write_ledger(changed)
         return changed
+
+    def _sweep_left_overs(self) -> None:
+        """Remove what a kill after the commit left; a fault here does not undo a success."""
+        try:
+            switch = ImageSwitch(self._docker, self._docker.info().store, self._journal)
+            switch.sweep(self._docker.images(), [])
+        except LoaderError as err:
+            logger.warning("What an earlier run left stays until the next run: {}", err.message)
 
     def _check_trust(self, tagged: Mapping[str, ArchiveImage], ledger: Ledger) -> str | None:
         """Check the signature where a public key is set, and return the archive's creation time."""

@@ -56,7 +56,8 @@ class UploadFile(Protocol):
 class FormReader:
     """The grammar of the form over python-multipart's callbacks. Feed it with write().
 
-    Bytes of the file gather in `file`. `folder` is None until its field has ended. Every method raises InvalidRequest or InvalidName.
+    Bytes of the file gather in `file`. `folder` is None until its field has ended. Every method raises
+    InvalidRequest or InvalidName.
     """
 
     def __init__(self, content_type: str, filename: str) -> None:
@@ -128,8 +129,8 @@ class FormReader:
         is_file = b"filename" in options
         if kind != b"form-data" or self._field in self._seen:
             raise InvalidRequest("A part of the form has no name, or one that is there already.")
-        if (self._field, is_file) not in {(FILE_PART, True), ("folder", False), ("filename", False)}:
-            raise InvalidRequest("The form takes one file part 'data' and a field 'folder', nothing else.")
+        if is_file != (self._field == FILE_PART):
+            raise InvalidRequest("The form takes one file part, 'data'; 'folder' is a plain field.")
         self._seen.add(self._field)
         self.file_seen = self.file_seen or is_file
 
@@ -151,7 +152,7 @@ class FormReader:
         if self._field == "folder":
             check_folder(value)
             self.folder = value
-        elif value != self._filename:
+        elif self._field == "filename" and value != self._filename:
             raise InvalidRequest("The file names of the path and the body differ.")
 
     def _end(self) -> None:

@@ -40,7 +40,10 @@ FLOORS: Mapping[int, str] = {
         resources loaded_resource part_proof part_source publication single_flight
         unlock unlock_run unlock_journal image_loader image_switch load_streams
     """,
-    4: "main schemas http_errors http_server middleware uploads resource_stream dependencies cli",
+    4: """
+        main schemas http_errors http_server middleware uploads resource_stream dependencies cli
+        health_check unlock_device
+    """,
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 

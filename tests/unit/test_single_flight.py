@@ -26,7 +26,7 @@ class Loads:
         self.runs = 0
         self.error: Exception | None = None
 
-    def load(self, folder: str, name: str) -> LoadedResource:
+    def load(self, _folder: str, _name: str) -> LoadedResource:
         self.runs += 1
         self.started.release()
         assert self.go.acquire(timeout=10)
