@@ -70,6 +70,13 @@ def pss_bytes(pid: int) -> int:
     return 0
 
 
+def command_line(pid: int) -> bytes:
+    """Return a process's command; nothing for one that is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def is_client(pid: int) -> bool:
     """Whether the process is the engine's own client."""
     with contextlib.suppress(OSError):
@@ -114,7 +121,11 @@ class Sampler:
     def _watch(self) -> None:
         while True:
             own = client = 0
+            command = command_line(self.pid)
             for number in tree(self.pid):
+                # Between fork and exec a child is its parent under another number: the same memory, counted already.
+                if number != self.pid and command_line(number) in {command, b""}:
+                    continue
                 if is_client(number):
                     client += pss_bytes(number)
                 else:

@@ -123,6 +123,9 @@ class Bench:
         os.link(self.images.path(f"{name}.enc"), self.device.archive)
 
     def start_service(self) -> LoaderProcess:
+        """Start the service anew and log in once: from there its memory counts."""
+        if self.service is not None and self.service.process is not None:
+            self.service.stop()
         self.service = self.device.loader()
         self.service.post("/login", {"email": EMAIL, "password": PASSWORD}).raise_for_status()
         with Sampler(self.service.pid) as sampler:

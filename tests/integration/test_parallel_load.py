@@ -196,8 +196,7 @@ def test_a_kill_at_any_moment_leaves_tags_alone_and_the_next_run_goes_on(
 
 
 def test_a_stop_ends_within_a_second_or_so(device: Device, proxy: EngineProxy) -> None:
-    device.place(device.images(shared_bytes=40 * MB, unique_bytes=4 * MB))
-    proxy.hang(LOAD, nth=2, after_bytes=100_000)
+    device.place(device.images(shared_bytes=80 * MB, unique_bytes=8 * MB))
     loader = device.loader()
     loader.unlock(EMAIL, PASSWORD).raise_for_status()
     wait_until(lambda: proxy.count(LOAD) >= 2)
