@@ -59,9 +59,13 @@ test-traced: dev
 	cp -a --parents $$(git ls-files --cached --others --exclude-standard src tests key_profiles) $(TRACED)/
 	cp -a setup.py pyproject.toml requirements*.txt README.md $(TRACED)/
 	cd $(TRACED) && AZAION_BUILD=traced $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
-	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage run -m pytest
+	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage run -m pytest -m "not slow and not exhaustive"
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage combine --quiet
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage report
+
+FAMILY ?=
+test-faults: dev ## every fault suite; `make test-faults FAMILY='kill matrix'` runs one
+	$(BIN)/python -m tests.faults.report $(if $(FAMILY),--family '$(FAMILY)')
 
 lint: dev
 	$(BIN)/ruff check .

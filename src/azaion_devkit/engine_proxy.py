@@ -23,7 +23,7 @@ PIECE_BYTES = 64 * 1024
 HEAD_LIMIT_BYTES = 64 * 1024
 JOIN_TIMEOUT_S = 5.0
 
-Action = Literal["break", "hang", "answer", "hold"]
+Action = Literal["break", "hang", "answer", "hold", "late"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,7 @@ class _Rule:
     status: int = 500
     message: str = ""
     hold: Hold | None = None
+    late_s: float = 0.0
     seen: int = 0
 
 
@@ -87,6 +88,10 @@ class EngineProxy:
     def answer(self, path: str, *, status: int, message: str, nth: int = 1) -> None:
         """Answer as the engine answers a fault, once the body is read; the engine does not see the request."""
         self._add(_Rule(path, nth, "answer", None, status, message))
+
+    def finish_late(self, path: str, *, late_s: float, nth: int = 1) -> None:
+        """Lose the client before the last bytes of a body, and give them to the engine so much later all the same."""
+        self._add(_Rule(path, nth, "late", None, late_s=late_s))
 
     def hold(self, path: str, *, nth: int = 1, after_bytes: int = 0) -> Hold:
         """Keep a request, after so many bytes of its body, until the returned hold is released or dropped."""
@@ -161,7 +166,7 @@ class EngineProxy:
             engine.close()
             client.close()
 
-    def _pass(
+    def _pass(  # noqa: PLR0912
         self, head: bytes, reader: "_Reader", client: socket.socket, engine: socket.socket, muted: threading.Event
     ) -> bool:
         """Pass one request on, or do to it what a rule says; False ends the connection."""
@@ -186,6 +191,9 @@ class EngineProxy:
             return self._keep(rule, rule.hold, head, reader, engine)
         muted.set()
         engine.sendall(head)
+        if rule.action == "late":
+            self._finish_late(rule.late_s, reader.body(head), client, engine)
+            return False
         left = rule.after_bytes
         if left != 0:
             for piece in reader.body(head):
@@ -214,6 +222,17 @@ class EngineProxy:
         for piece in body:
             engine.sendall(piece)
         return True
+
+    def _finish_late(self, late_s: float, body: Iterator[bytes], client: socket.socket, engine: socket.socket) -> None:
+        last = b""
+        for piece in body:
+            engine.sendall(last)
+            last = piece
+        _shut(client)
+        self._stopping.wait(late_s)
+        engine.sendall(last)
+        # An engine that sees its client go may stop; the pump takes its answer meanwhile.
+        self._stopping.wait(late_s)
 
     def _note(self, head: bytes) -> _Rule | None:
         method, path = head.split(b" ", 2)[:2]

@@ -5,6 +5,7 @@ the loader itself is the real one, and nothing in it knows.
 """
 
 from azaion_devkit.device import EMAIL, PASSWORD, Device
+from azaion_devkit.engine_pid import within
 from azaion_devkit.engine_proxy import EngineProxy
 from azaion_devkit.hold import Hold
 from azaion_devkit.loader_process import LoaderProcess
@@ -43,22 +44,18 @@ def pause(stage: str, device: Device, proxy: EngineProxy, loader: LoaderProcess)
     """Start a run that replaces the images and return once it is held in `stage`; `release` lets it go on."""
     if stage == "authenticating":
         hold = device.api.hold_next("/login")
-    elif stage in {"downloading_key", "decrypting"}:
+    elif stage == "downloading_key":
         hold = device.api.hold_next("/binary-split")
+    elif stage == "decrypting":
+        # What the engine holds is asked early and needed here.
+        hold = proxy.hold("/info")
     elif stage == "loading_images":
         hold = proxy.hold("/images/load", after_bytes=20_000)
     else:
         hold = proxy.hold("/tag?", nth=_TAG_CALLS[stage])
     loader.unlock(EMAIL, PASSWORD, refresh=True).raise_for_status()
-    _wait(hold, stage)
-    if stage == "decrypting":
-        # The archive is opened first, then the engine is asked what it holds: that question is held.
-        key_call, hold = hold, proxy.hold("/")
-        key_call.release()
-        _wait(hold, stage)
-    return hold
-
-
-def _wait(hold: Hold, stage: str) -> None:
-    if not hold.reached.wait(REACHED_TIMEOUT_S):
+    if not hold.reached.wait(REACHED_TIMEOUT_S) or not within(
+        REACHED_TIMEOUT_S, lambda: loader.get("/unlock/status")["state"] == STAGES[stage]
+    ):
         raise TimeoutError(f"the run did not come to the stage {stage}")
+    return hold

@@ -1,6 +1,6 @@
 """The signature beside an archive: which images it holds and when it was made, under Ed25519.
 
-Format (see docs/formats.md): JSON `{"format": 1, "created": "<RFC 3339 UTC>", "images": {"<tag>": "sha256:<config
+Format (see docs/formats.md): JSON `{"format": 1, "created": "<RFC 3339>", "images": {"<tag>": "sha256:<config
 digest>"}, "signature": "<base64>"}`; signed are `azaion-archive-v1`, NUL, and the JSON of the other three fields with
 sorted keys, without spaces, in UTF-8.
 """
@@ -25,12 +25,19 @@ MAX_SIGNATURE_BYTES = 1 << 20
 _CONTEXT = b"azaion-archive-v1\0"
 _FORMAT = 1
 _FIELDS = frozenset({"format", "created", "images", "signature"})
-_CREATED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|\+00:00)", re.ASCII)
+_CREATED = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,18})?([Zz]|[+-][0-9]{2}:[0-9]{2})", re.ASCII
+)
+
+
+def moment_of(created: str) -> datetime:
+    """Return the moment that a creation time (RFC 3339) names. Raises ValueError if there is none."""
+    return datetime.fromisoformat(created.upper())
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveSignature:
-    """A parsed signature: `created` as written (RFC 3339, UTC), `images` from tag to config digest, 64 bytes."""
+    """A parsed signature: `created` as written (RFC 3339), `images` from tag to config digest, 64 bytes."""
 
     created: str
     images: Mapping[str, str]
@@ -95,9 +102,9 @@ def _message(created: str, images: Mapping[str, str]) -> bytes:
 
 def _check_created(created: object) -> None:
     if not isinstance(created, str) or not _CREATED.fullmatch(created):
-        raise ArchiveUntrusted("The archive's signature has no creation time in RFC 3339, UTC.")
+        raise ArchiveUntrusted("The archive's signature has no creation time in RFC 3339.")
     try:
-        datetime.fromisoformat(created)
+        moment_of(created)
     except ValueError as err:
         raise ArchiveUntrusted("The archive's signature has a creation time that does not exist.") from err
 

@@ -1,11 +1,10 @@
 """Whether an archive's signature file vouches for its images; see CONTRACT "Signature" in docs/formats.md."""
 
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 
 from azaion_loader.archive_model import ArchiveImage
-from azaion_loader.archive_signature import parse_signature, verify_signature
+from azaion_loader.archive_signature import moment_of, parse_signature, verify_signature
 from azaion_loader.errors import ArchiveTooOld, ArchiveUntrusted
 from azaion_loader.required_images import short_tag
 
@@ -47,7 +46,7 @@ def check_trust(
 
 def newest(first: str | None, second: str) -> str:
     """Return the later of two creation times, `second` if they are the same moment."""
-    if first is None or datetime.fromisoformat(first) <= datetime.fromisoformat(second):
+    if first is None or moment_of(first) <= moment_of(second):
         return second
     return first
 

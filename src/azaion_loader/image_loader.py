@@ -6,6 +6,8 @@ standard input.
 """
 
 import contextlib
+import threading
+import time
 from collections.abc import Callable, Sequence
 
 from loguru import logger
@@ -25,6 +27,8 @@ from azaion_loader.unlock_plan import PlannedImage, UnlockPlan, is_same, staging
 _SHAPES: dict[str, Shape] = {"classic": "docker", "containerd": "oci"}
 # Where an aborted load leaves nothing, so that bytes may be given while they are being proved.
 _STORES_WITH_CLEAN_ABORT = frozenset({"classic"})
+# Images that are done are proved together, at most this often: a question costs as much as some megabytes of a load.
+_PROOF_INTERVAL_S = 3.0
 
 
 class ImageLoader:
@@ -55,10 +59,15 @@ class ImageLoader:
         self._planned: dict[str, PlannedImage] = {}
         self._standing = self._total = 0
         self._steps: tuple[LoadStep, ...] = ()
+        self._base_tags: list[str] = []
         self._streams: LoadStreams | None = None
         self._proved: set[int] = set()
         self._ids: dict[str, str] = {}
         self._whole = False
+        # What follows is the workers' common ground.
+        self._guard = threading.Lock()
+        self._unproved: tuple[tuple[ArchiveImage, str], ...] = ()
+        self._proved_at = 0.0
         self._stack = contextlib.ExitStack()
 
     @property
@@ -69,7 +78,7 @@ class ImageLoader:
     @property
     def base_tags(self) -> list[str]:
         """The tags of synthetic images that this load needs until it is over; known after `prepare`."""
-        return [tag for step in self._steps if step.is_base for _, tag in step.images]
+        return self._base_tags
 
     def prepare(self, plan: UnlockPlan, engine_chains: Sequence[Sequence[str]]) -> None:
         """Decide what to give; `engine_chains` are the layers of the engine's images, base first."""
@@ -85,6 +94,7 @@ class ImageLoader:
             self._steps = whole_step(self._index, images, engine_chains, shape)
         elif images:
             self._steps = branching_steps(self._index, images, engine_chains, shape, staging_tag)
+        self._base_tags = [tag for step in self._steps if step.is_base for _, tag in step.images]
         self._meter.expect_bytes(sum(layer.size for layer in self._to_prove()) + self.given_bytes)
         logger.info("{} images to load in {} steps, {} bytes", len(images), len(self._steps), self.given_bytes)
 
@@ -108,9 +118,9 @@ class ImageLoader:
         if self._streams is None:
             return frozenset()
         self._meter.stage(self._stage())
+        self._proved_at = time.monotonic()
         try:
-            self._streams.open_gate()
-            self._streams.finish()
+            self._finish(self._streams)
         except (DockerFailed, ImagesMissing) as err:
             if self._whole:
                 raise
@@ -145,25 +155,35 @@ class ImageLoader:
         stream = step.stream
         chunks = stream.chunks(self._reader, cancelled=run.cancelled, before_end=run.before_end)
         self._docker.load(chunks, stream.total_bytes, count, run.cancelled)
-        self._prove_step(step)
         self._meter.add_bytes(stream.total_bytes - given // 2)
+        with self._guard:
+            if not step.is_base:
+                self._unproved += step.images
+            if time.monotonic() - self._proved_at < _PROOF_INTERVAL_S:
+                return
+            self._prove_images()
 
-    def _prove_step(self, step: LoadStep) -> None:
-        tags = [tag for _, tag in step.images]
-        found = {short_tag(tag): info for tag, info in self._docker.inspect(tags).items()}
-        for image, tag in step.images:
+    def _prove_images(self) -> None:
+        """Prove the images that were given since the last time: by their identity in the engine."""
+        found = {short_tag(tag): info for tag, info in self._docker.inspect([tag for _, tag in self._unproved]).items()}
+        for image, tag in self._unproved:
             info = found.get(tag)
             if info is None or not is_same(image, info, self._engine.store):
-                named = ", ".join(self._planned[tag].tags) if tag in self._planned else "shared layers"
-                raise ImagesMissing(f"The engine took the archive, but does not hold the image of {named}.")
-        for tag in tags:
-            if tag in self._planned:
-                self._ids[tag] = found[tag].id
+                names = ", ".join(self._planned[tag].tags)
+                raise ImagesMissing(f"The engine took the archive, but does not hold the image of {names}.")
+            self._ids[tag] = info.id
+        self._unproved = ()
+        self._proved_at = time.monotonic()
         self._meter.images(self._standing + len(self._ids), self._total)
+
+    def _finish(self, streams: LoadStreams) -> None:
+        streams.open_gate()
+        streams.finish()
+        self._prove_images()
 
     def _load_whole(self, refusal: Exception) -> None:
         """Give what is still missing once more, this time with all its layers, in one stream."""
-        self._whole = True
+        self._whole, self._unproved = True, ()
         logger.warning("The engine refused images without the layers that it holds: {}", refusal)
         self._meter.note("The engine refused to take only what it lacks, so it is given whole images: this is slower.")
         self._steps = whole_step(self._index, self._missing())
@@ -174,8 +194,7 @@ class ImageLoader:
         if self._streams is not None:
             self._meter.stage(self._stage())
             self._streams.start()
-            self._streams.open_gate()
-            self._streams.finish()
+            self._finish(self._streams)
 
     def _stage(self) -> str:
         count = len(self._planned) - len(self._ids)

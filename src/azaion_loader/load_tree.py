@@ -85,7 +85,8 @@ class _Brancher:
         self._steps: list[LoadStep] = []
 
     def branch(self, images: list[tuple[ArchiveImage, str]]) -> list[LoadStep]:
-        self._grow(images, 0, None)
+        if images:
+            self._grow(images, 0, None)
         return self._steps
 
     def _grow(self, images: list[tuple[ArchiveImage, str]], given: int, after: int | None) -> None:

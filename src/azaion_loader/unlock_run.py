@@ -88,9 +88,9 @@ class UnlockRun:
         self._log_in(credentials)
         self._cancelled()
         # The engine takes its time to answer, so it is asked while the key is fetched and the archive's index is read.
-        pool = ThreadPoolExecutor(1, thread_name_prefix="unlock-engine")
+        pool = ThreadPoolExecutor(2, thread_name_prefix="unlock-engine")
         try:
-            engine_answer = pool.submit(self._ask_engine)
+            engine_answer = pool.submit(self._docker.info), pool.submit(self._docker.images)
             self._enter(UnlockState.DOWNLOADING_KEY)
             key_fragment = self._fetch_key_fragment()
             self._cancelled()
@@ -102,7 +102,9 @@ class UnlockRun:
             # An engine that hangs must not hold back the report of another fault.
             pool.shutdown(wait=False)
 
-    def _unlock(self, archive: EncryptedArchive, engine_answer: "Future[tuple[EngineInfo, list[ImageInfo]]]") -> None:
+    def _unlock(
+        self, archive: EncryptedArchive, engine_answer: "tuple[Future[EngineInfo], Future[list[ImageInfo]]]"
+    ) -> None:
         self._meter.stage("reading the archive's index")
         index = archive.index(self._settings.archive_max_bytes, self._cancelled)
         tagged = tagged_images(index.images)
@@ -110,7 +112,7 @@ class UnlockRun:
         ledger = self._journal.read_ledger()
         created = self._check_trust(tagged, ledger)
         self._meter.stage("asking the engine what it holds")
-        engine, present = engine_answer.result()
+        engine, present = engine_answer[0].result(), engine_answer[1].result()
         check_platform(tagged, engine.os, engine.architecture)
         plan = make_plan(tagged, present, engine.store)
         switch = ImageSwitch(self._docker, engine.store, self._journal)
@@ -167,9 +169,6 @@ class UnlockRun:
         if changed != ledger:
             self._journal.write_ledger(changed)
         return changed
-
-    def _ask_engine(self) -> tuple[EngineInfo, list[ImageInfo]]:
-        return self._docker.info(), self._docker.images()
 
     def _sweep_left_overs(self) -> None:
         """Remove what a kill after the commit left; a fault here does not undo a success."""

@@ -41,5 +41,5 @@ def _prove(archive: Path, threads: int) -> float:
         index = opened.index(1 << 40, lambda: None)
         layers = distinct_layers(layer for image in index.images for layer in image.layers)
         started = time.perf_counter()
-        prove_layers(opened.reader, index, layers, lambda count: None, lambda: None, threads)
+        prove_layers(opened.reader, index, layers, lambda _: None, lambda: None, threads)
         return sum(layer.size for layer in layers) / (time.perf_counter() - started)

@@ -41,7 +41,7 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     machine = results["machine"]
     yield "# Performance"
     yield ""
-    yield "Written by `make bench` (`tests/bench`); do not edit: the notes on it are in [performance-notes.md](performance-notes.md)."
+    yield "Written by `make bench` (`tests/bench`), not by hand; what the figures mean: [notes](performance-notes.md)."
     yield ""
     yield (
         f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB of memory, "
@@ -71,7 +71,7 @@ def _engine(name: str, found: Mapping[str, Any]) -> Iterator[str]:
         f"{min(found['load_average']):.1f} to {max(found['load_average']):.1f}."
     )
     yield ""
-    yield "| state of the engine | way | runs | median s | fastest – slowest | ratio | bar | engine CPU s | own CPU s |"
+    yield "| state of the engine | way | runs | median s | range | ratio | bar | engine CPU | own CPU |"
     yield "|---|---|---|---|---|---|---|---|---|"
     for section, title in SECTIONS:
         runs = found[section]
@@ -101,8 +101,9 @@ def _row(title: str, way: str, runs: Runs, against: Runs, bar: float | None) -> 
     seconds = [run["seconds"] for run in runs]
     ratio = median(runs) / median(against)
     shown = "" if bar is None else f"≤ {bar:g} {'met' if ratio <= bar else '**missed**'}"
+    spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
     return (
-        f"| {title} | {way} | {len(runs)} | {median(runs):.2f} | {min(seconds):.2f} – {max(seconds):.2f} | {ratio:.2f} "
+        f"| {title} | {way} | {len(runs)} | {median(runs):.2f} | {spread} | {ratio:.2f} "
         f"| {shown} | {median(runs, 'engine_cpu_s'):.1f} | {median(runs, 'own_cpu_s'):.1f} |"
     )
 
@@ -135,5 +136,5 @@ def _service(results: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield (
             f"Cold start to the first 200 of `/health`: {cold['loader_s'] * 1000:.0f} ms, an empty FastAPI app "
-            f"{cold['empty_s'] * 1000:.0f} ms: ratio {cold['ratio']:.2f} (bar: {cold['bar']}), {cold['runs']} runs each."
+            f"{cold['empty_s'] * 1000:.0f} ms: ratio {cold['ratio']:.2f} (bar: {cold['bar']}), {cold['runs']} runs."
         )

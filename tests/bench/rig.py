@@ -14,12 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.bench.measure import Sampler, bytes_read, cpu_seconds, engine_pid
+
 from azaion_devkit import reference_crypto
 from azaion_devkit.device import EMAIL, KEY_FRAGMENT, PASSWORD, Device, docker, encrypted
 from azaion_devkit.image_sets import SyntheticImage, make_images, oci_layout, older_layout
 from azaion_devkit.loader_process import LoaderProcess
 from azaion_loader.required_images import required_tags
-from tests.bench.measure import Sampler, bytes_read, cpu_seconds, engine_pid
 
 POLL_S = 0.01
 RUN_TIMEOUT_S = 1800.0
@@ -74,7 +75,7 @@ class ImageSet:
             self._write(f"{name}.tar", images)
         for name in ("first", "second"):
             with self.path(f"{name}.tar").open("rb") as source, self.path(f"{name}.enc").open("wb") as target:
-                target.writelines(encrypted(iter(lambda: source.read(1 << 20), b"")))  # noqa: B023 (used up at once)
+                target.writelines(encrypted(iter(lambda: source.read(1 << 20), b"")))
         if shutil.which("age"):
             key = subprocess.run(["age-keygen"], capture_output=True, check=True, text=True).stdout
             self.path("age.key").write_text(key)
@@ -122,6 +123,9 @@ class Bench:
         os.link(self.images.path(f"{name}.enc"), self.device.archive)
 
     def start_service(self) -> LoaderProcess:
+        """Start the service anew and log in once: from there its memory counts."""
+        if self.service is not None and self.service.process is not None:
+            self.service.stop()
         self.service = self.device.loader()
         self.service.post("/login", {"email": EMAIL, "password": PASSWORD}).raise_for_status()
         with Sampler(self.service.pid) as sampler:
@@ -215,7 +219,9 @@ class Bench:
         found = {
             "`docker load -i`, plain tar": f"docker load -q -i {tar}",
             "`openssl enc -d` piped into `docker load`": f"{decrypt} | docker load -q",
-            "`openssl enc -d` to a file, then `docker load`": f"{decrypt} -out plain.tar; docker load -q -i plain.tar; rm plain.tar",
+            "`openssl enc -d` to a file, then `docker load`": (
+                f"{decrypt} -out plain.tar; docker load -q -i plain.tar; rm plain.tar"
+            ),
         }
         if shutil.which("age"):
             key_file, encrypted_file = self.images.path("age.key"), self.images.path("first.age")

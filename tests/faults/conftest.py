@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from azaion_devkit.device import Device
-from azaion_devkit.engine import Engine, private_engine
+from azaion_devkit.engine import Engine, EngineMissing, private_engine
 from azaion_devkit.engine_proxy import EngineProxy
 
 
@@ -33,6 +33,20 @@ def own_engine() -> Iterator[Engine]:
         os.environ.pop("DOCKER_HOST")
         if before is not None:
             os.environ["DOCKER_HOST"] = before
+
+
+@pytest.fixture(scope="session")
+def containerd_engine() -> Iterator[Engine]:
+    """Debian 13's engine with the containerd image store; stopped at the end if it did not run before."""
+    try:
+        engine = Engine.trixie("containerd")
+    except EngineMissing as err:
+        pytest.skip(str(err))
+    ran = engine.pid is not None
+    engine.start()
+    yield engine
+    if not ran:
+        engine.stop()
 
 
 @pytest.fixture(scope="session")

@@ -20,12 +20,21 @@ pytestmark = [pytest.mark.engine, pytest.mark.family("all or nothing")]
 LATE_S = 2.5
 
 Arrange = Callable[[EngineProxy], None]
+
+
+def refuse_all(proxy: EngineProxy, message: str) -> None:
+    """Refuse every load, also those by which the loader tries another way."""
+    for number in range(1, 40):
+        proxy.answer("/images/load", nth=number, status=500, message=message)
+
+
 POINTS: dict[str, Arrange] = {
     "load cut at its head": lambda proxy: proxy.break_off("/images/load", after_bytes=0),
     "load cut in the middle": lambda proxy: proxy.break_off("/images/load", after_bytes=60_000),
     "answer of the load lost": lambda proxy: proxy.break_off("/images/load", after_bytes=None),
-    "load refused": lambda proxy: proxy.answer("/images/load", status=500, message="no such driver"),
-    "engine's disk full": lambda proxy: proxy.answer("/images/load", status=500, message="no space left on device"),
+    "engine finishes a lost load late": lambda proxy: proxy.finish_late("/images/load", late_s=1.5),
+    "every load refused": lambda proxy: refuse_all(proxy, "no such driver"),
+    "engine's disk full": lambda proxy: refuse_all(proxy, "no space left on device"),
     "first rollback tag": lambda proxy: proxy.answer("/tag?", nth=1, status=500, message="broken"),
     "last rollback tag cut": lambda proxy: proxy.break_off("/tag?", nth=7),
     "first move": lambda proxy: proxy.answer("/tag?", nth=8, status=500, message="broken"),
@@ -33,7 +42,7 @@ POINTS: dict[str, Arrange] = {
     "third move, answer lost": lambda proxy: proxy.break_off("/tag?", nth=10, after_bytes=None),
     "last move": lambda proxy: proxy.break_off("/tag?", nth=14),
 }
-FAST = {"answer of the load lost", "third move"}
+FAST = {"engine finishes a lost load late", "third move"}
 CASES = [
     pytest.param(arrange, id=name, marks=[] if name in FAST else [pytest.mark.slow]) for name, arrange in POINTS.items()
 ]
@@ -55,10 +64,11 @@ def containers() -> Iterator[list[str]]:
         docker(["container", "rm", "--force", *made], check=False)
 
 
-def check_unchanged(
+def check_unchanged(  # noqa: PLR0917
     device: Device,
     proxy_host: str,
     arrange: Callable[[], None],
+    calm: Callable[[], None],
     containers: list[str],
     environment: dict[str, str] | None = None,
 ) -> None:
@@ -77,6 +87,7 @@ def check_unchanged(
     time.sleep(LATE_S)  # what an engine does late shows late: there is nothing to wait for but time
     assert image_list() == before
     assert container_image(containers[0]) == used
+    calm()
     assert device.unlock(loader, refresh=True) == {"state": "ready", "error": None}
     assert image_ids(device.tags) != [image.config_digest for image in first]
     assert container_image(containers[0]) == used
@@ -87,7 +98,7 @@ def check_unchanged(
 def test_a_failure_leaves_everything_as_it_was(
     device: Device, proxy: EngineProxy, containers: list[str], arrange: Arrange
 ) -> None:
-    check_unchanged(device, proxy.host, lambda: arrange(proxy), containers)
+    check_unchanged(device, proxy.host, lambda: arrange(proxy), proxy.clear, containers)
 
 
 @pytest.mark.parametrize("k", [pytest.param(k, marks=pytest.mark.slow) for k in (1, 3, 7)])
@@ -147,14 +158,12 @@ def test_a_running_container_goes_on(device: Device, own_engine: Engine, proxy: 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", ["load cut in the middle", "answer of the load lost", "third move", "last move"])
 def test_the_containerd_store_keeps_the_old_version_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, containers: list[str], name: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, containerd_engine: Engine, containers: list[str], name: str
 ) -> None:
-    engine = Engine.trixie("containerd")
-    engine.start()
-    monkeypatch.setenv("DOCKER_HOST", engine.host)
+    monkeypatch.setenv("DOCKER_HOST", containerd_engine.host)
     folder = Path(tempfile.mkdtemp(prefix="azaion-proxy-", dir="/tmp"))
-    with EngineProxy(engine.host, folder / "s") as proxy, Device(tmp_path) as device:
-        check_unchanged(device, proxy.host, lambda: POINTS[name](proxy), containers)
+    with EngineProxy(containerd_engine.host, folder / "s") as proxy, Device(tmp_path) as device:
+        check_unchanged(device, proxy.host, lambda: POINTS[name](proxy), proxy.clear, containers)
         docker(["container", "rm", "--force", *containers])
         containers.clear()
     shutil.rmtree(folder)
@@ -165,7 +174,7 @@ MUTATIONS = {
         "unlock_run",
         "switch.discard_late(staged, given_bytes, self._cancelled)",
         "switch.discard_staged(staged)",
-        "answer of the load lost",
+        "engine finishes a lost load late",
     ),
     "tags are not put back": (
         "image_switch",
@@ -193,6 +202,6 @@ def test_the_family_sees(  # noqa: PLR0917
 ) -> None:
     environment = mutant(tmp_path, module, text, replacement)
     with pytest.raises(AssertionError):
-        check_unchanged(device, proxy.host, lambda: POINTS[point](proxy), containers, environment)
+        check_unchanged(device, proxy.host, lambda: POINTS[point](proxy), proxy.clear, containers, environment)
     for tag in docker(["image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "azaion-loader/*"]).split():
         docker(["image", "rm", tag], check=False)

@@ -17,15 +17,15 @@ from azaion_devkit.mutant import mutant
 pytestmark = [pytest.mark.engine, pytest.mark.family("hang matrix")]
 
 SHORT = {
-    "CONNECT_TIMEOUT_S": "1",
-    "LOGIN_TIMEOUT_S": "2",
-    "REQUEST_TIMEOUT_S": "2",
-    "STALL_TIMEOUT_S": "1",
-    "DOCKER_TIMEOUT_S": "2",
-    "DOCKER_STALL_TIMEOUT_S": "2",
+    "CONNECT_TIMEOUT_S": "3",
+    "LOGIN_TIMEOUT_S": "4",
+    "REQUEST_TIMEOUT_S": "4",
+    "STALL_TIMEOUT_S": "2",
+    "DOCKER_TIMEOUT_S": "6",
+    "DOCKER_STALL_TIMEOUT_S": "6",
 }
 # Time-out, the end of a child, and a second call that finds the same engine silent.
-SOON_S = 14.0
+SOON_S = 25.0
 LEFT_TIMEOUT_S = 10.0
 
 API_FAULTS: dict[str, tuple[dict[str, Any], set[str]]] = {

@@ -61,7 +61,7 @@ def test_whatever_dies_the_device_comes_back(
 MUTATIONS = {
     "the journal keeps no switch": ("unlock_journal", "for m in record.switch]", "for m in ()]", "fourth-move"),
     "a killed run seems to go on": ("unlock", "if record.state.in_progress:\n            record", "if False:\n            record", "loading_images"),  # noqa: E501
-    "left-overs are not swept": ("unlock_run", "present = switch.sweep(present, left)", "pass", "after-the-commit"),  # noqa: E501
+    "left-overs are not swept": ("unlock_run", "present = switch.sweep(present, left)", "pass", "after-the-commit"),  # noqa: E501, RUF100
 }  # fmt: skip
 
 

@@ -45,8 +45,8 @@ def place(device: Device, images: list[SyntheticImage], signature: bytes) -> Non
     Path(f"{device.archive}.sig").write_bytes(signature)
 
 
-def edited(signature: bytes, **fields: object) -> bytes:
-    return json.dumps(json.loads(signature) | fields).encode()
+def edited(content: bytes, /, **fields: object) -> bytes:
+    return json.dumps(json.loads(content) | fields).encode()
 
 
 def swapped(images: list[SyntheticImage]) -> list[SyntheticImage]:

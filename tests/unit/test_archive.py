@@ -104,6 +104,7 @@ def test_archives_of_real_engines_are_read(vector: Path) -> None:
     assert [len(image.layers) for image in index.images] == [2, 4]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("vector", sorted(VECTORS.glob("*.tar.gz")), ids=lambda path: path.name)
 def test_damage_in_every_block_of_a_real_archive_is_refused(vector: Path) -> None:
     data = gzip.decompress(vector.read_bytes())
@@ -116,6 +117,7 @@ def test_damage_in_every_block_of_a_real_archive_is_refused(vector: Path) -> Non
     assert passed == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_flip_of_every_byte_is_refused(layout: str, step: int) -> None:
@@ -129,6 +131,7 @@ def test_a_flip_of_every_byte_is_refused(layout: str, step: int) -> None:
     assert passed == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("step", [7, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_single_flipped_bit_of_plaintext_in_headers_and_layers_is_refused(layout: str, step: int) -> None:

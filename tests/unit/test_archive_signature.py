@@ -67,7 +67,7 @@ CHANGES: list[Callable[[dict[str, object]], object]] = [
     lambda document: document.update(created=5),
     lambda document: document.update(created="2026-01-02"),
     lambda document: document.update(created="2026-13-02T03:04:05Z"),
-    lambda document: document.update(created="2026-01-02T03:04:05+02:00"),
+    lambda document: document.update(created="2026-01-02T03:04:05+0200"),
     lambda document: document.update(created="2026-01-02T03:04:05"),
     lambda document: document.update(created="20260102T030405Z"),
     lambda document: document.update(images={}),
@@ -136,3 +136,12 @@ def test_only_the_format_is_signed() -> None:
     for images, created in (({}, CREATED), (IMAGES, "today"), ({"a:b": "1"}, CREATED)):
         with pytest.raises(ArchiveUntrusted):
             sign_images(images, created, private_pem(PRIVATE))
+
+
+@pytest.mark.parametrize(
+    "created", ["2026-01-02T03:04:05Z", "2026-01-02t03:04:05.123456789z", "2026-01-02T05:04:05+02:00"]
+)
+def test_any_time_of_rfc_3339_is_read(created: str) -> None:
+    document = json.loads(SIGNED)
+    document["created"] = created
+    assert parse_signature(json.dumps(document).encode()).created == created
