@@ -12,7 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from azaion_loader.command_client import CommandError
 
@@ -97,9 +105,13 @@ class Output:
             task: TaskID = bar.add_task("unlock", total=None)
 
             def show(figures: Mapping[str, Any]) -> None:
-                images = f", {figures['images_done']} of {figures['images_total']} images" if figures["images_total"] else ""
+                images = (
+                    f", {figures['images_done']} of {figures['images_total']} images" if figures["images_total"] else ""
+                )
                 words = f"{figures['percent']:5.1f} %  {figures['stage']}{images}"
-                bar.update(task, description=words, completed=figures["bytes_done"], total=figures["bytes_total"] or None)
+                bar.update(
+                    task, description=words, completed=figures["bytes_done"], total=figures["bytes_total"] or None
+                )
 
             yield show
 

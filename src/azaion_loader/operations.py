@@ -4,7 +4,7 @@ Everything is imported when it is first asked for, as there.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -124,10 +124,10 @@ class Operations:
 
     def _build_diagnosis(self) -> "Diagnosis":
         from azaion_loader import device_checks, upstream_checks  # noqa: PLC0415 - on first use
-        from azaion_loader.diagnosis import Diagnosis  # noqa: PLC0415
+        from azaion_loader.diagnosis import Check, Diagnosis  # noqa: PLC0415
 
         settings, service = self._settings, self._service
-        checks = {
+        checks: Mapping[str, Check] = {
             "engine_socket": device_checks.check_socket,
             "engine images engine_space": device_checks.EngineChecks(settings, self._docker),
             "data_dir free_space archive": device_checks.DiskChecks(settings),

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from azaion_loader.dependencies import Services
 from azaion_loader.errors import ArchiveNotFound, InvalidCredentials, LoaderError, RateLimited
 from azaion_loader.http_errors import STATUS
 from azaion_loader.main import create_app
+from azaion_loader.progress import UnlockProgress
 from azaion_loader.settings import InvalidSetting, Settings
 from azaion_loader.unlock_state import UnlockState
 
@@ -73,8 +75,8 @@ class Job:
     def status(self) -> SimpleNamespace:
         return SimpleNamespace(state=self.state, error=self.error)
 
-    def progress(self) -> SimpleNamespace:
-        return SimpleNamespace(**PROGRESS)
+    def progress(self) -> UnlockProgress:
+        return UnlockProgress(**PROGRESS)
 
     def shutdown(self) -> None:
         self.ended = True
@@ -168,7 +170,9 @@ def test_unlock_status(app: FastAPI, job: Job, state: UnlockState) -> None:
 
 
 def test_unlock_progress(app: FastAPI) -> None:
-    assert ask(app, "GET", "/unlock/progress").json() == PROGRESS
+    body = ask(app, "GET", "/unlock/progress").json()
+    assert re.fullmatch("[0-9a-f]{16}", body.pop("token"))
+    assert body == PROGRESS
 
 
 JSON = {"content-type": "application/json"}
@@ -235,7 +239,9 @@ def test_a_refresh_that_is_no_boolean(app: FastAPI, job: Job, refresh: str) -> N
     assert job.starts == []
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/health/", "/Health", "/unlock/", "/%00", "/..%2f", "/login%20", "//"])
+@pytest.mark.parametrize(
+    "path", ["/nope", "/health/", "/Health", "/unlock/", "/%00", "/..%2f", "/login%20", "/static/x.js"]
+)
 def test_unknown_paths(app: FastAPI, path: str) -> None:
     response = ask(app, "GET", path)
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
@@ -328,7 +334,7 @@ def test_openapi_documents_every_answer(app: FastAPI) -> None:
         ("/upload/{filename}", "post"): {"200", "401", "403", "413", "422", "500", "502", "503", "504", "507"},
         ("/unlock", "post"): {"200", "401", "403", "404", "413", "422", "500", "507"},
         ("/unlock/status", "get"): {"200", "401", "403", "500"},
-        ("/unlock/progress", "get"): {"200", "401", "403", "500"},
+        ("/unlock/progress", "get"): {"200", "401", "403", "422", "500"},
     }
     found = {
         (path, method): set(entry["responses"])
