@@ -48,7 +48,6 @@ class Browser:
         self._size = (width, height)
         self._dark = dark
         self._session = ""
-        self._profile = tempfile.TemporaryDirectory(prefix="azaion-browser-", ignore_cleanup_errors=True)
         self._driver: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
@@ -57,6 +56,7 @@ class Browser:
         browser = shutil.which("chromium") or shutil.which("google-chrome")
         if program is None or browser is None:
             raise BrowserError("Chromium and its driver are needed: apt-get install chromium chromium-driver")
+        self._profile = tempfile.TemporaryDirectory(prefix="azaion-browser-", ignore_cleanup_errors=True)
         self._driver = subprocess.Popen(
             [program, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -8,6 +8,7 @@ const STATES = {
   error: ["Failed", "bad"],
 };
 const ORDER = ["authenticating", "downloading_key", "decrypting", "loading_images", "ready"];
+const STARTED = ["The unlock run has started."];
 const LONG_POLL_S = 25;
 const RETRY_MS = 2000;
 const TOKEN = "azaion-loader-token";
@@ -76,7 +77,8 @@ function show(figures, error) {
   }
   at("progress").value = figures.percent;
   at("percent").textContent = `${figures.percent} %`;
-  at("stage").textContent = figures.state === "idle" ? "Waiting for an unlock" : figures.state === "ready" ? "All images stand proved" : figures.stage;
+  at("stage").textContent = figures.state === "idle" ? "Waiting for an unlock" : figures.state === "ready" ? "All images stand proved" : figures.state === "error" ? "Stopped; see below" : figures.stage;
+  if (STARTED.includes(at("account-message").textContent) && !ORDER.slice(0, -1).includes(figures.state) && figures.state !== "idle") say("account-message", "");
   const rate = figures.rate_bytes_per_s ? ` at ${unit(figures.rate_bytes_per_s)}/s` : "";
   at("bytes").textContent = figures.bytes_total ? `${unit(figures.bytes_done)} of ${unit(figures.bytes_total)}${rate}` : "–";
   at("images").textContent = figures.images_total ? `${figures.images_done} of ${figures.images_total}` : "–";
@@ -286,7 +288,7 @@ at("token-form").addEventListener("submit", (event) => {
   get("/status").then(() => { at("token-card").hidden = true; showSession(); showVersion(); if (pollEnds) pollEnds.abort(); at("email").focus(); }).catch(() => {});
 });
 const account = [document.querySelector("[name=unlock]"), at("login")];
-at("account-form").addEventListener("submit", guard(account, () => enter(at("refresh").checked ? "/unlock?refresh=true" : "/unlock", "Starting…", "The unlock run has started.")));
+at("account-form").addEventListener("submit", guard(account, () => enter(at("refresh").checked ? "/unlock?refresh=true" : "/unlock", "Starting…", STARTED[0])));
 at("login").addEventListener("click", guard(account, () => enter("/login", "Logging in…", "Logged in.")));
 const models = [at("load"), at("upload"), at("list")];
 at("load").addEventListener("click", guard(models, load));
