@@ -113,8 +113,8 @@ class Services:
                 self._sources = PartSources(
                     self.sessions,
                     self._api_client,
-                    lambda: self.hardware.hardware_string(),
-                    self._object_store,  # noqa: PLW0108 - read when needed
+                    lambda: self.hardware.hardware_string(),  # noqa: PLW0108 - asked when needed
+                    self._object_store,
                 )
             return self._sources
 

@@ -3,7 +3,7 @@
 import platform
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from azaion_loader import __version__, errors, schemas
 from azaion_loader import operator_schemas as answers
@@ -16,6 +16,12 @@ router = APIRouter()
 
 _SEVERAL = documented(errors.InvalidRequest)
 _Wait = Annotated[float, Query(ge=0, le=WAIT_MAX_S, description="Seconds to wait for news, at most; needs `since`")]
+# What `names.check_folder` takes, for readers of the description; that function alone decides, with its own code.
+_FOLDER_PATTERN = (
+    r"^(?!.*\.\.)(?!([Gg][Ee][Tt]|[Ll][Ii][Ss][Tt]|[Cc][Hh][Ee][Cc][Kk]|[Cc][Ll][Ee][Aa][Rr]|[Pp][Uu][Bb][Ll][Ii][Ss][Hh])$)"
+    r"(?![Gg][Ee][Tt]-)[A-Za-z0-9][A-Za-z0-9._\-]{0,127}$"
+)
+_Folder = Annotated[str, Path(json_schema_extra={"pattern": _FOLDER_PATTERN}, examples=["models"])]
 _Since = Annotated[str | None, Query(max_length=64, description="The `token` of the answer known so far")]
 
 
@@ -51,7 +57,7 @@ async def diagnostics(services: ServicesDep) -> answers.DiagnosticsAnswer:
 
 
 @router.get("/resources/{folder}", responses=documented(errors.InvalidName))
-async def resources(folder: str, services: ServicesDep) -> answers.ListingAnswer:
+async def resources(folder: _Folder, services: ServicesDep) -> answers.ListingAnswer:
     """List a folder's models: what is cached here, and what the Resource API has."""
     return answers.ListingAnswer.model_validate(await services.operations.list_folder(folder))
 

@@ -208,7 +208,8 @@ def test_every_control_by_keyboard_and_by_name(device: Device, browser: Browser)
 
 CONTRAST = """
 const shade = (words) => {
-  const [r, g, b] = words.match(/[\\d.]+/g).map(Number).map((v) => v / 255).map((v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+  const [r, g, b] = words.match(/[\\d.]+/g).map(Number).map((v) => v / 255)
+    .map((v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
   return .2126 * r + .7152 * g + .0722 * b;
 };
 const ground = (element) => {
@@ -220,7 +221,8 @@ const ground = (element) => {
 };
 const worst = [];
 for (const element of document.querySelectorAll('body *')) {
-  if (!element.checkVisibility() || ![...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())) continue;
+  const words = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+  if (!words || !element.checkVisibility()) continue;
   const [a, b] = [shade(getComputedStyle(element).color), shade(ground(element))];
   const ratio = (Math.max(a, b) + .05) / (Math.min(a, b) + .05);
   if (ratio < 4.5) worst.push(`${element.tagName} ${element.textContent.trim().slice(0, 30)} ${ratio.toFixed(2)}`);
@@ -252,7 +254,8 @@ def test_the_page_is_small(device: Device, browser: Browser) -> None:
     browser.open(loader.url)
     browser.wait_for_text("#state", "Not unlocked")
     sizes = browser.run(
-        "return performance.getEntriesByType('resource').filter(e => e.name.includes('/static/')).map(e => e.decodedBodySize)"
+        "return performance.getEntriesByType('resource')"
+        ".filter(e => e.name.includes('/static/')).map(e => e.decodedBodySize)"
     )
     page = browser.run("return performance.getEntriesByType('navigation')[0].decodedBodySize")
     assert len(sizes) >= 3
