@@ -1,6 +1,7 @@
 """azaion-pack: makes an encrypted image archive from images of the local engine.
 
-    azaion-pack IMAGE... --out images.enc --key-fragment FILE [--sign KEY] [--gzip]
+    azaion-pack IMAGE... --out images.enc --key-fragment FILE [--sign KEY] [--gzip] [--platform OS/ARCHITECTURE]
+    azaion-pack verify ARCHIVE --key-fragment FILE
 
 `docker save` is encrypted as it is written: no plaintext reaches the disk. The new archive is proved as a device would
 prove it before it takes its name. Exit codes: 0 done, 1 failed (nothing was replaced), 2 wrong usage.
@@ -22,8 +23,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from azaion_devkit.pack_progress import PackProgress
 from azaion_loader.archive import open_archive, prove_layers
-from azaion_loader.archive_model import ArchiveIndex
+from azaion_loader.archive_model import ArchiveIndex, distinct_layers
 from azaion_loader.archive_signature import sign_images
 from azaion_loader.errors import LoaderError
 from azaion_loader.files import sync_directory, write_atomic
@@ -51,6 +53,7 @@ class PackRequest:
     key_fragment: Path
     sign: Path | None = None
     gzip: bool = False
+    platform: str | None = None
     docker: str = "docker"
 
 
@@ -59,7 +62,7 @@ def pack(request: PackRequest) -> ArchiveIndex:
 
     Raises PackError or LoaderError; what stood under the names before is then untouched.
     """
-    signing_key = _read(request.sign, "signing key") if request.sign is not None else None
+    signing_key = read_small(request.sign, "signing key") if request.sign is not None else None
     key_fragment, made = _key_fragment(request.key_fragment)
     key = archive_key(key_fragment)
     _check_present(request.docker, request.images)
@@ -67,12 +70,14 @@ def pack(request: PackRequest) -> ArchiveIndex:
     handle, aside_name = tempfile.mkstemp(prefix=f".{request.out.name}.", dir=request.out.parent)
     aside = Path(aside_name)
     try:
-        with os.fdopen(handle, "r+b") as target:
-            chunks = _saved(request.docker, request.images)
+        with os.fdopen(handle, "r+b") as target, PackProgress() as progress:
+            progress.step("saving and encrypting", None)
+            chunks = _counted(_saved(request.docker, request.images), progress)
             _encrypt(_gzipped(chunks) if request.gzip else chunks, key, target)
             os.fsync(target.fileno())
-            index = prove_archive(target, key)
+            index = prove_archive(target, key, progress)
             _check_tags(index, request.images)
+            check_platform(index, request.platform)
             os.fchmod(target.fileno(), 0o644)
         signature = _signature(index, request.images, signing_key) if signing_key is not None else None
         if made:
@@ -85,13 +90,33 @@ def pack(request: PackRequest) -> ArchiveIndex:
     return index
 
 
-def prove_archive(source: BinaryIO, key: SecretKey) -> ArchiveIndex:
+def prove_archive(source: BinaryIO, key: SecretKey, progress: PackProgress | None = None) -> ArchiveIndex:
     """Prove every byte of the encrypted archive in the open file `source`, as a device does. Raises LoaderError."""
     reader = CbcReader(source, key)
     index = open_archive(reader, MAX_ARCHIVE_BYTES, _go_on)
     layers = [layer for image in index.images for layer in image.layers]
-    prove_layers(reader, index, layers, lambda _: None, _go_on, os.cpu_count() or 1)
+    if progress is not None:
+        progress.step("proving", sum(layer.size for layer in distinct_layers(layers)))
+    prove_layers(reader, index, layers, progress.add if progress else lambda _: None, _go_on, os.cpu_count() or 1)
     return index
+
+
+def check_platform(index: ArchiveIndex, wanted: str | None) -> str:
+    """Return the one platform of all images. Raises PackError where they differ from each other or from `wanted`."""
+    platforms = {f"{image.os}/{image.architecture}": image for image in index.images}
+    if len(platforms) > 1:
+        named = "; ".join(f"{', '.join(image.tags)} is for {name}" for name, image in platforms.items())
+        raise PackError(f"The images are for different platforms, and no device has two: {named}.")
+    found = next(iter(platforms), "")
+    if wanted is not None and found != wanted:
+        raise PackError(f"The images are for {found}, not for {wanted}.")
+    return found
+
+
+def _counted(chunks: Iterable[bytes], progress: PackProgress) -> Iterator[bytes]:
+    for chunk in chunks:
+        progress.add(len(chunk))
+        yield chunk
 
 
 def _go_on() -> None:
@@ -192,13 +217,14 @@ def _key_fragment(path: Path) -> tuple[bytes, bool]:
     """Return the fragment, and whether it is new: then 32 random bytes as hex digits."""
     if not path.exists():
         return secrets.token_hex(32).encode(), True
-    fragment = _read(path, "key fragment")
+    fragment = read_small(path, "key fragment")
     if not fragment:
         raise PackError(f"The key fragment {path} is empty.")
     return fragment, False
 
 
-def _read(path: Path, what: str) -> bytes:
+def read_small(path: Path, what: str) -> bytes:
+    """Return the content of a key's file. Raises PackError."""
     try:
         with path.open("rb") as source:
             data = source.read(MAX_FRAGMENT_BYTES + 1)
@@ -217,7 +243,17 @@ def _write_new(path: Path, data: bytes) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="azaion-pack", description="Make an encrypted image archive.")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # An image may be called so, too: then `--out` is there.
+    if words[:1] == ["verify"] and "--out" not in words:
+        from azaion_devkit.pack_verify import main as verify  # noqa: PLC0415 - it builds on this module
+
+        return verify(words[1:])
+    parser = argparse.ArgumentParser(
+        prog="azaion-pack",
+        description="Make an encrypted image archive.",
+        epilog="azaion-pack verify ARCHIVE --key-fragment FILE proves one and lists what it holds.",
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="name and tag of an image in the local engine")
     parser.add_argument("--out", required=True, type=Path, help="the archive to write, such as images.enc")
     parser.add_argument(
@@ -225,11 +261,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="Ed25519 private key (PEM) to sign the archive with")
     parser.add_argument("--gzip", action="store_true", help="smaller, but devices have to read all of it in sequence")
-    given = parser.parse_args(arguments)
+    parser.add_argument("--platform", metavar="OS/ARCH", help="refuse images for another one, such as linux/arm64")
+    given = parser.parse_args(words)
     if wrong := [name for name in given.images if name.startswith("-") or not name.isprintable()]:
         parser.error(f"not an image: {wrong[0]!r}")
     docker = os.environ.get("DOCKER_CLI") or "docker"
-    request = PackRequest(tuple(given.images), given.out, given.key_fragment, given.sign, given.gzip, docker)
+    request = PackRequest(
+        tuple(given.images), given.out, given.key_fragment, given.sign, given.gzip, given.platform, docker
+    )
     try:
         index = pack(request)
     except (PackError, LoaderError) as err:
