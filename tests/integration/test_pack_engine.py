@@ -1,11 +1,13 @@
 """azaion-pack, and what the loader composes from its archive, on a real engine."""
 
 import hashlib
+import json
 import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -178,3 +180,81 @@ def test_synthetic_images_load_in_every_layout(docker_host: str, layout: str) ->
             docker("image", "rm", image.tag)
     with pytest.raises(RuntimeError, match="docker load failed"):
         load_into_engine([b"x" * 1024])
+
+
+def verified(folder: Path, capsys: pytest.CaptureFixture[str], *options: str, code: int = 0) -> dict[str, Any]:
+    capsys.readouterr()
+    arguments = ["verify", str(folder / "images.enc"), "--key-fragment", str(folder / "fragment"), "--json", *options]
+    assert pack.main(arguments) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.mark.parametrize("options", [(), ("--gzip",)])
+def test_verify_lists_what_an_archive_holds(
+    images: list[SyntheticImage], tmp_path: Path, options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_pack(images, tmp_path, *options) == 0
+    found = verified(tmp_path, capsys)
+    assert {tag for image in found["images"] for tag in image["tags"]} == {image.tag for image in images}
+    assert [layer["diff_id"] for layer in found["images"][0]["layers"]]
+    assert found["gzipped"] == bool(options)
+    assert found["layer_bytes"] < sum(image["bytes"] for image in found["images"])
+    arguments = ["verify", str(tmp_path / "images.enc"), "--key-fragment", str(tmp_path / "fragment")]
+    assert pack.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.endswith(" layout, proved\n" if not options else " layout, gzipped, proved\n")
+    assert images[0].tag in said
+
+
+def test_verify_refuses_a_flipped_byte_and_another_key(
+    images: list[SyntheticImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_pack(images[:1], tmp_path) == 0
+    archive = tmp_path / "images.enc"
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+    assert verified(tmp_path, capsys, code=1)["detail"]
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(data)
+    verified(tmp_path, capsys)
+    (tmp_path / "fragment").write_bytes(b"another")
+    assert verified(tmp_path, capsys, code=1)["detail"]
+
+
+def test_verify_proves_the_signature(
+    images: list[SyntheticImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key, other = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (tmp_path / "key.pem").write_bytes(pem)
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    for name, pair in (("good.pem", key), ("other.pem", other)):
+        (tmp_path / name).write_bytes(pair.public_key().public_bytes(serialization.Encoding.PEM, form))
+    assert run_pack(images[:2], tmp_path, "--sign", str(tmp_path / "key.pem")) == 0
+    assert verified(tmp_path, capsys, "--public-key", str(tmp_path / "good.pem"))["signed"].endswith("Z")
+    assert verified(tmp_path, capsys, "--public-key", str(tmp_path / "other.pem"), code=1)["detail"]
+
+
+def test_another_platform_is_refused(
+    images: list[SyntheticImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_pack(images[:1], tmp_path, "--platform", "linux/s390x") == 1
+    assert "not for linux/s390x" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mixed_platforms_are_refused(
+    images: list[SyntheticImage], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tag = f"{images[0].tag}-foreign"
+    load_into_engine(older_layout(make_images([tag], shared_bytes=1000, unique_bytes=1000, architecture="s390x")))
+    try:
+        names = [images[0].tag, tag]
+        arguments = [*names, "--out", str(tmp_path / "images.enc"), "--key-fragment", str(tmp_path / "fragment")]
+        assert pack.main(arguments) == 1
+        assert "different platforms" in capsys.readouterr().err
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        docker("image", "rm", tag)
