@@ -215,7 +215,8 @@ class EngineProxy:
         while left > 0 and (piece := next(body, None)) is not None:
             engine.sendall(piece)
             left -= len(piece)
-        if not hold.wait(self._stopping):
+        # What a client that is gone by then had asked for is lost, as it is in a socket that nobody reads.
+        if not hold.wait(self._stopping) or reader.has_ended():
             return False
         if not rule.after_bytes:
             engine.sendall(head)
@@ -287,6 +288,15 @@ class _Reader:
                 yield from self._exactly(size + 2)
         elif match := re.search(rb"\r\ncontent-length: *(\d+)", head, re.I):
             yield from self._exactly(int(match.group(1)))
+
+    def has_ended(self) -> bool:
+        """Whether the client has gone, with nothing of it left to read."""
+        try:
+            return not self._held and not self._source.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def rest(self) -> Iterator[bytes]:
         """Yield everything that comes, until the end of the connection."""

@@ -154,7 +154,8 @@ class EncryptedArchive:
         return self._state() != self._mark
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and let go of the key even where somebody still holds the reader."""
+        self.reader.close()
         self._source.close()
 
     def __enter__(self):

@@ -51,6 +51,8 @@ class CbcReader:
     @property
     def size(self) -> int:
         """Length of the plaintext in bytes."""
+    def close(self) -> None:
+        """Let go of the key; a read after that raises ValueError."""
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`, fewer only at the end. Raises IntegrityError, ValueError."""
     def readinto_at(self, offset: int, buffer: Buffer) -> int:

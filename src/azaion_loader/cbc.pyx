@@ -162,6 +162,10 @@ cdef class CbcReader:
         self._spare = []
         self.size = self._prove_tail()
 
+    def close(self) -> None:
+        """Let go of the key, whoever still holds this reader: it is overwritten once no read uses it."""
+        self._key = None
+
     def read_at(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset`, fewer only at the end. Raises IntegrityError, ValueError."""
         if offset < 0 or length < 0:
@@ -194,6 +198,9 @@ cdef class CbcReader:
         cdef Py_ssize_t length = len(view), done = 0, take, start, direct, skip = offset % BLOCK
         cdef long long position = offset - skip, end = offset + length
         cdef object context = None, source, small
+        cdef SecretKey key = self._key
+        if key is None:
+            raise ValueError("The reader is closed")
         cdef object scratch = self._spare.pop() if length > CHUNK and self._spare else None
         if scratch is None:
             scratch = memoryview(bytearray(min(length + 3 * BLOCK, CHUNK + BLOCK)))
@@ -203,7 +210,7 @@ cdef class CbcReader:
             if context is None:
                 source = scratch[:take + BLOCK]
                 self._read_exactly(position, source)
-                context = new_cipher(self._key, bytes(source[:BLOCK])).decryptor()
+                context = new_cipher(key, bytes(source[:BLOCK])).decryptor()
                 source = source[BLOCK:]
             else:
                 source = scratch[:take]

@@ -14,7 +14,7 @@ from loguru import logger
 
 from azaion_loader.docker_answers import ImageInfo
 from azaion_loader.docker_cli import DockerCli
-from azaion_loader.errors import DockerStalled, DockerUnavailable, ImagesMissing, LoaderError
+from azaion_loader.errors import DockerFailed, DockerStalled, DockerUnavailable, ImagesMissing, LoaderError
 from azaion_loader.required_images import short_tag
 from azaion_loader.unlock_journal import RunRecord, TagMove, UnlockJournal
 from azaion_loader.unlock_plan import ROLLBACK_REPOSITORY, STAGING_REPOSITORY, UnlockPlan, is_same, left_over_tags
@@ -26,6 +26,7 @@ _SETTLE_BYTES_PER_S = 64 << 20
 _SETTLE_MAX_S = 60.0
 _LOOK_S = 0.5
 _TAGS_AT_ONCE = 4
+_RESTORE_TRIES = 4
 
 
 def _never() -> None:
@@ -122,15 +123,22 @@ class ImageSwitch:
         `given_bytes` is what the engine was to be given. `cancelled` raises Interrupted to end the wait.
         """
         give_up = time.monotonic() + min(_SETTLE_S + given_bytes / _SETTLE_BYTES_PER_S, _SETTLE_MAX_S)
-        try:
-            # By name, seen or not: after a failed load a containerd store may hold a name that it does not list.
-            present = tags
-            while self.discard_staged(present) and time.monotonic() < give_up:
+        # By name, seen or not: after a failed load a containerd store may hold a name that it does not list.
+        present = tags
+        while True:
+            self.discard_staged(present)
+            if time.monotonic() >= give_up:
+                return
+            try:
                 cancelled()
                 time.sleep(_LOOK_S)
                 present = sorted(self._docker.inspect(tags))
-        except LoaderError as err:
-            logger.warning("Staged images may stay until the next run: {}", err.message)
+            except DockerUnavailable:
+                # It may be on its way back: a restart is one of the ways in which a load gets lost.
+                present = tags
+            except LoaderError as err:
+                logger.warning("Staged images may stay until the next run: {}", err.message)
+                return
 
     def sweep(self, engine: Sequence[ImageInfo], keep_staged: Sequence[str]) -> list[ImageInfo]:
         """Remove what killed runs left: staging tags of other archives, rollback tags without a switch.
@@ -153,10 +161,17 @@ class ImageSwitch:
 
     def _restore_after_failure(self, record: RunRecord) -> None:
         # A stop of the loader is one of the failures: its own watch would end each call that restores.
-        try:
-            ImageSwitch(self._docker.watched(_never), self._store, self._journal).restore(record)
-        except LoaderError as err:
-            logger.error("The tags could not be restored yet, the next run will: {}", err.message)
+        unwatched = ImageSwitch(self._docker.watched(_never), self._store, self._journal)
+        for left in reversed(range(_RESTORE_TRIES)):
+            try:
+                unwatched.restore(record)
+            except LoaderError as err:
+                # An engine that has just been restarted refuses single calls.
+                if left and isinstance(err, DockerUnavailable | DockerFailed):
+                    time.sleep(_LOOK_S)
+                    continue
+                logger.error("The tags could not be restored yet, the next run will: {}", err.message)
+            return
 
     def _drop_rollback(self, moves: tuple[TagMove, ...]) -> None:
         for move in moves:

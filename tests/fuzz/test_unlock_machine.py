@@ -99,10 +99,11 @@ class Engine:
             raise DockerFailed(f"no such image: {source}")
         self.tags[target] = identity
 
-    def remove(self, reference: str) -> None:
-        identity = self.tags.pop(reference, reference)
-        if identity not in self.tags.values():
-            self.known.pop(identity, None)
+    def remove(self, *references: str) -> None:
+        for reference in references:
+            identity = self.tags.pop(reference, reference)
+            if identity not in self.tags.values():
+                self.known.pop(identity, None)
 
     def load(self, data: bytes) -> None:
         self.loads += 1

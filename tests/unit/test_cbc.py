@@ -300,3 +300,14 @@ def test_readers_share_nothing_between_threads(stored: Store) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_closed_reader_has_no_key(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(encrypt(b"x" * 100, SecretKey(bytes(32))))
+    with file.open("rb") as source:
+        reader = CbcReader(source, SecretKey(bytes(32)))
+        assert reader.read_at(0, 3) == b"xxx"
+        reader.close()
+        with pytest.raises(ValueError, match="closed"):
+            reader.read_at(0, 3)
