@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # What the build backend needs; the pins stand in pyproject.toml alone.
 BUILD_REQUIREMENTS = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: build dev demo test test-release test-traced test-faults lint types bench clean
+.PHONY: build dev demo test test-release test-traced test-faults test-browser lint types bench clean
 
 # -- build -----------------------------------------------------------------------------------------------------------
 
@@ -57,7 +57,7 @@ test-traced: dev
 	rm -rf $(TRACED)/tests $(TRACED)/.coverage*
 	mkdir -p $(TRACED)
 	cp -a --parents $$(git ls-files --cached --others --exclude-standard src tests key_profiles) $(TRACED)/
-	cp -a setup.py pyproject.toml requirements*.txt README.md $(TRACED)/
+	cp -a setup.py pyproject.toml requirements*.txt README.md Makefile docs $(TRACED)/
 	cd $(TRACED) && AZAION_BUILD=traced $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage run -m pytest -m "not slow and not exhaustive"
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage combine --quiet
@@ -66,6 +66,10 @@ test-traced: dev
 FAMILY ?=
 test-faults: dev ## every fault suite; `make test-faults FAMILY='kill matrix'` runs one
 	$(BIN)/python -m tests.faults.report $(if $(FAMILY),--family '$(FAMILY)')
+
+test-browser: dev ## the operator's page in a real headless Chromium; pictures in build/screenshots
+	scripts/need browser
+	$(PYTEST) tests/browser
 
 lint: dev
 	$(BIN)/ruff check .

@@ -142,10 +142,10 @@ class Browser:
         """Wait until an element shows a text somewhere in it."""
         self.wait(lambda: text in self.text(selector), f"{selector} shows {text!r}", timeout_s)
 
-    def screenshot(self, path: Path) -> None:
-        """Write a picture of the whole page (PNG)."""
+    def screenshot(self, path: Path, *, whole: bool = True) -> None:
+        """Write a picture of the whole page, or of what the window shows (PNG)."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture = self.devtools("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
+        picture = self.devtools("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": whole})
         path.write_bytes(base64.b64decode(picture["data"]))
 
     def requested(self) -> list[str]:

@@ -1,5 +1,7 @@
 """The command line against a running loader: what it prints, what it writes, and its exit codes."""
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -8,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,8 +20,18 @@ from azaion_devkit.device import EMAIL, KEY_FRAGMENT, PASSWORD, Device
 from azaion_devkit.image_sets import older_layout
 from azaion_devkit.loader_process import LoaderProcess
 from azaion_devkit.object_store import ObjectStore
+from azaion_loader import cli
 
 pytestmark = [pytest.mark.engine, pytest.mark.store]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Command:
@@ -35,19 +49,19 @@ class Command:
             "LOADER_DATA_DIR": str(device.data_dir),
         }
 
-    def __call__(
-        self, *arguments: str, environment: Mapping[str, str] | None = None
-    ) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "azaion_loader.cli", *arguments],
-            env=self.environment | dict(environment or {}),
-            cwd=self.device.folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=100,
-            check=False,
-        )
+    def __call__(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        with (
+            mock.patch.dict(os.environ, self.environment | dict(environment or {})),
+            mock.patch.object(sys, "stdin", io.StringIO()),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            try:
+                code = cli.main(list(arguments))
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Outcome(code, out.getvalue(), err.getvalue())
 
     def json(self, *arguments: str, code: int = 0, environment: Mapping[str, str] | None = None) -> dict[str, object]:
         outcome = self(*arguments, "--json", environment=environment)
