@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 # What the build backend needs; the pins stand in pyproject.toml alone.
 BUILD_REQUIREMENTS = $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])')
 
-.PHONY: build dev demo test test-release test-traced test-faults test-browser lint types bench clean
+.PHONY: build dev demo try test test-release test-traced test-faults test-browser lint types bench clean
 
 # -- build -----------------------------------------------------------------------------------------------------------
 
@@ -44,6 +44,9 @@ dev: $(VENV)/.dev
 
 demo: dev ## the whole job on this machine: servers, engine, seven images, unlock to ready
 	$(BIN)/python -m azaion_devkit.demo
+
+try: dev ## the same, left standing on port 8080 for the page and the commands, until Ctrl-C
+	$(BIN)/python -m azaion_devkit.demo --stay --port 8080
 
 # -- check -----------------------------------------------------------------------------------------------------------
 

@@ -1,20 +1,22 @@
-"""The whole job on this machine, with real parts: `make demo`.
+"""The whole job on this machine, with real parts: `make demo`; `make try` leaves it standing for a person to try.
 
 It starts a development Resource API, a real S3 server and, where none is reachable, a private Docker engine; packs
 seven small images into an encrypted archive; starts the loader; logs in, publishes and loads a model, unlocks, polls
 to `ready`; and removes everything that it made.
 """
 
+import argparse
 import contextlib
 import hashlib
 import os
 import platform
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import requests
@@ -39,12 +41,17 @@ def say(text: str) -> None:
     print(f"  {text}", flush=True)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo and return the exit code."""
+    parser = argparse.ArgumentParser(prog="demo", description="The whole job on this machine, with real parts.")
+    parser.add_argument("--stay", action="store_true", help="unlock nothing: leave all of it running, until Ctrl-C")
+    parser.add_argument("--port", type=int, default=0, help="port of the loader; a free one where left out")
+    given = parser.parse_args(arguments)
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         with tempfile.TemporaryDirectory(prefix="azaion-demo-") as folder:
-            _run(Path(folder))
+            _run(Path(folder), stay=given.stay, port=given.port)
     except (EngineMissing, LoaderError, requests.RequestException, subprocess.SubprocessError) as err:
         print(f"The demo failed: {err}", file=sys.stderr)
         return 1
@@ -52,7 +59,7 @@ def main() -> int:
     return 0
 
 
-def _run(folder: Path) -> None:
+def _run(folder: Path, *, stay: bool, port: int) -> None:
     # A version of its own, so that the demo never touches images that this machine runs from.
     version = f"demo-{secrets.token_hex(4)}"
     password = secrets.token_urlsafe(12)
@@ -83,11 +90,28 @@ def _run(folder: Path) -> None:
             "API_VERSION": version,
             "DEVICE_CONF": str(folder / "no-device.conf"),
         }
-        loader = stack.enter_context(LoaderProcess(folder / "device", environment))
+        loader = stack.enter_context(LoaderProcess(folder / "device", environment, port=port))
         say(f"{loader.url}/health: {loader.get('/health')}")
+        if stay:
+            _wait(loader, folder, password)
+            return
         _log_in(loader, password)
         _models(loader)
         _unlock(loader, version, password)
+
+
+def _wait(loader: LoaderProcess, folder: Path, password: str) -> None:
+    """Say how to try it, and stay until Ctrl-C or SIGTERM."""
+    secret = folder / "password"
+    secret.touch(mode=0o600)
+    secret.write_text(password)
+    account = f"--url {loader.url} --email {EMAIL} --password-file {secret}"
+    print("Ready to try, until Ctrl-C")
+    say(f"page:     {loader.url}/   e-mail {EMAIL}   password {password}")
+    say(f"command:  .venv/bin/azaion-loader unlock --wait {account}")
+    say(f"          .venv/bin/azaion-loader doctor --url {loader.url}")
+    with contextlib.suppress(KeyboardInterrupt):
+        signal.pause()
 
 
 def _pack_images(version: str, archive: Path, fragment: Path) -> None:
