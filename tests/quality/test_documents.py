@@ -1,6 +1,7 @@
 """The documents say what is: settings, endpoints, vectors, and commands, each of which is run here or named below."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -93,7 +94,7 @@ def device(docker_host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.mark.engine
 def test_the_commands_work(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them in their order, on one device: what is left out in the documents (…) or of another place is filled in."""
+    """All of them in their order, on one device; what the documents leave out (…) is filled in."""
     loader = device.loader()
     monkeypatch.chdir(device.folder)
     monkeypatch.setenv("AZAION_LOADER_URL", loader.url)
@@ -127,7 +128,7 @@ def run(words: str) -> int:
         ).returncode
     program, *arguments = words.split()
     main = {"azaion-loader": cli.main, "azaion-pack": pack.main}[program.rpartition("/")[2]]
-    with contextlib.redirect_stdout(None):
+    with contextlib.redirect_stdout(io.StringIO()):
         try:
             return int(main(arguments))
         except SystemExit as end:
@@ -205,7 +206,7 @@ def test_the_readme_lists_every_command_and_exit_code() -> None:
 
     table = README.partition("\n## Commands")[2].partition("\n## ")[0]
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert {word for row in re.findall(r"^\| `(\w+)", table, re.MULTILINE) for word in [row]} == known
+    assert {word for row in re.findall(r"^\| `(\w+)[` ]", table, re.MULTILINE) for word in [row]} == known
     assert {int(code) for code in re.findall(r"^\| (\d) \|", table, re.MULTILINE)} == {0, 1} | set(_EXIT_CODES)
 
 
