@@ -1,7 +1,9 @@
 """Runs the steps of a load side by side, each behind the one that it builds on; one failure ends them all.
 
-A step's bytes go to the engine as soon as a worker is free. Its end, without which the engine registers nothing, is
-held back until the gate is open (all is proved) and the step before it is done.
+A step's bytes go to the engine as soon as its turn comes. Its end, without which the engine registers nothing, is
+held back until the gate is open (all is proved) and the step before it is done. What builds on another step begins
+after the gate: until then the proof needs the cores more. While such a step waits for the one before it, its turn is
+another's, since registering a large base keeps less than two cores busy.
 """
 
 import threading
@@ -15,6 +17,8 @@ TICK_S = 0.1
 # An engine that has a stream's end may register the image although its client is gone. So a stream that has been
 # given whole gets this long to be over before a failure elsewhere ends it.
 SETTLE_S = 5.0
+# How many streams may wait, all but their end given, for each that works. Every one of them has a client of its own.
+WAITING_PER_TURN = 3
 
 
 class Stopped(Exception):
@@ -40,7 +44,8 @@ class StepRun:
 
 
 class LoadStreams:
-    """Does `work` for each step, at most `parallel` at a time; a context manager that leaves no thread behind.
+    """Does `work` for each step, at most `parallel` at a time, not counting those that wait for another's end.
+    A context manager that leaves no thread behind.
 
     `work` gets the step and its StepRun. `cancelled` raises Interrupted when the loader is stopping.
     """
@@ -58,6 +63,7 @@ class LoadStreams:
         self._cancelled = cancelled
         self._guard = threading.Lock()
         self._gate = threading.Event()
+        self._turns = threading.Semaphore(parallel)
         self._done = [threading.Event() for _ in steps]
         # Steps are taken in their order, so one that waits for another waits for what is done or being done.
         self._left = iter(range(len(steps)))
@@ -65,7 +71,7 @@ class LoadStreams:
         self._failed_at: float | None = None
         self._threads = [
             threading.Thread(target=self._take_steps, name=f"load-{number}", daemon=True)
-            for number in range(min(parallel, len(steps)))
+            for number in range(min(parallel * (1 + WAITING_PER_TURN), len(steps)))
         ]
 
     def start(self) -> None:
@@ -103,24 +109,39 @@ class LoadStreams:
             raise Stopped
 
     def wait_until_free(self, after: int | None) -> None:
-        """Wait for the gate, and for the step number `after`, if any."""
-        events = [self._gate] if after is None else [self._gate, self._done[after]]
-        for event in events:
-            while not event.wait(TICK_S):
-                self.check(settling=False)
+        """Wait for the gate, and for the step number `after`, if any; called by a step that has its turn."""
+        self._wait(self._gate)
+        if after is not None and not self._done[after].is_set():
+            self._turns.release()
+            self._wait(self._done[after])
+            self._take_turn()
         self.check(settling=False)
+
+    def _wait(self, event: threading.Event) -> None:
+        while not event.wait(TICK_S):
+            self.check(settling=False)
+
+    def _take_turn(self) -> None:
+        while not self._turns.acquire(timeout=TICK_S):
+            self.check(settling=False)
 
     def _take_steps(self) -> None:
         while self._failed_at is None:
-            with self._guard:
-                number = next(self._left, None)
-            if number is None:
-                return
-            step = self._steps[number]
             try:
-                self._work(step, StepRun(self, step.after))
+                self._take_turn()
+                with self._guard:
+                    number = next(self._left, None)
+                if number is not None:
+                    step = self._steps[number]
+                    if step.after is not None:
+                        self._wait(self._gate)  # in order, so nobody behind it is kept from beginning
+                    self._work(step, StepRun(self, step.after))
             except BaseException as error:  # noqa: BLE001 - handed to `finish`, which raises it
+                # All the others end too, so nobody misses a turn that is not given back.
                 self._fail(error)
+                return
+            self._turns.release()
+            if number is None:
                 return
             self._done[number].set()
 

@@ -30,6 +30,9 @@ LEFTOVER_S = 0.5
 READ_BYTES = 64 * 1024
 # Fewer turns between the two processes than with the kernel's 64 KiB; the most that a user may ask for by default.
 PIPE_BYTES = 1 << 20
+# A full pipe is ready again as soon as its reader took a page or eight; filling those at once costs more than they are
+# worth. So the reader gets this long for itself: a fast one empties half of the pipe meanwhile, and never waits.
+DRAIN_S = 0.0005
 STDERR_TAIL_BYTES = 64 * 1024
 
 Buffer = bytes | bytearray | memoryview
@@ -176,6 +179,8 @@ class _Child:
                         return False
                     view = view[written:]
                     on_bytes(written)
+                    if view.nbytes:
+                        time.sleep(DRAIN_S)
                     deadline = time.monotonic() + stall_timeout_s
                 elif time.monotonic() >= deadline:
                     raise ProcessStalled

@@ -36,8 +36,9 @@ def test_nothing_ends_before_the_gate_and_before_its_base() -> None:
 
     with LoadStreams(steps, work, parallel=4, cancelled=go_on) as streams:
         streams.start()
-        for _ in steps:
-            assert begun.acquire(timeout=WAIT_S)
+        assert begun.acquire(timeout=WAIT_S)
+        # What builds on another step leaves the cores to the proof.
+        assert not begun.acquire(timeout=0.2)
         assert order == []
         streams.open_gate()
         streams.finish()
@@ -70,7 +71,41 @@ def test_fewer_workers_than_steps_do_them_all(parallel: int) -> None:
     assert most <= parallel
 
 
-def test_one_failure_ends_the_others_and_is_the_error() -> None:
+def test_who_waits_for_a_base_leaves_its_turn_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the base is being registered, others are given, but only so many wait at once, and few at a time work."""
+    monkeypatch.setattr(load_streams, "WAITING_PER_TURN", 1)
+    steps = (step(), *(step(0) for _ in range(9)))
+    given, registered = threading.Semaphore(0), threading.Event()
+    begun: list[LoadStep] = []
+    most, running, guard = 0, 0, threading.Lock()
+
+    def work(own: LoadStep, run: StepRun) -> None:
+        nonlocal most, running
+        begun.append(own)
+        given.release()
+        run.before_end()
+        with guard:
+            running += 1
+            most = max(most, running)
+        if own.after is None:
+            assert registered.wait(WAIT_S)
+        time.sleep(0.01)
+        with guard:
+            running -= 1
+
+    with LoadStreams(steps, work, parallel=2, cancelled=go_on) as streams:
+        streams.open_gate()
+        streams.start()
+        for _ in range(4):
+            assert given.acquire(timeout=WAIT_S)
+        assert not given.acquire(timeout=0.3)
+        registered.set()
+        streams.finish()
+    assert len(begun) == 10
+    assert most == 2
+
+
+def test_one_failure_ends_the_others_and_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[bool] = []
     waiting = threading.Event()
 
@@ -84,6 +119,7 @@ def test_one_failure_ends_the_others_and_is_the_error() -> None:
         finally:
             ended.append(True)
 
+    monkeypatch.setattr(load_streams, "WAITING_PER_TURN", 0)
     with LoadStreams((step(), step(0), step(0)), work, parallel=2, cancelled=go_on) as streams:
         streams.start()
         streams.open_gate()
