@@ -17,8 +17,8 @@ TICK_S = 0.1
 # An engine that has a stream's end may register the image although its client is gone. So a stream that has been
 # given whole gets this long to be over before a failure elsewhere ends it.
 SETTLE_S = 5.0
-# How many streams may wait, all but their end given, for each that works. Every one of them has a client of its own.
-WAITING_PER_TURN = 3
+# How many streams may wait, all but their end given. Every one of them has a client of its own, some 20 MiB.
+WAITING_MAX = 6
 
 
 class Stopped(Exception):
@@ -71,7 +71,7 @@ class LoadStreams:
         self._failed_at: float | None = None
         self._threads = [
             threading.Thread(target=self._take_steps, name=f"load-{number}", daemon=True)
-            for number in range(min(parallel * (1 + WAITING_PER_TURN), len(steps)))
+            for number in range(min(parallel + WAITING_MAX, len(steps)))
         ]
 
     def start(self) -> None:

@@ -73,7 +73,7 @@ def test_fewer_workers_than_steps_do_them_all(parallel: int) -> None:
 
 def test_who_waits_for_a_base_leaves_its_turn_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     """While the base is being registered, others are given, but only so many wait at once, and few at a time work."""
-    monkeypatch.setattr(load_streams, "WAITING_PER_TURN", 1)
+    monkeypatch.setattr(load_streams, "WAITING_MAX", 2)
     steps = (step(), *(step(0) for _ in range(9)))
     given, registered = threading.Semaphore(0), threading.Event()
     begun: list[LoadStep] = []
@@ -119,7 +119,7 @@ def test_one_failure_ends_the_others_and_is_the_error(monkeypatch: pytest.Monkey
         finally:
             ended.append(True)
 
-    monkeypatch.setattr(load_streams, "WAITING_PER_TURN", 0)
+    monkeypatch.setattr(load_streams, "WAITING_MAX", 0)
     with LoadStreams((step(), step(0), step(0)), work, parallel=2, cancelled=go_on) as streams:
         streams.start()
         streams.open_gate()
