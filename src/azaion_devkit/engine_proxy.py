@@ -251,7 +251,7 @@ class EngineProxy:
         return fired
 
     def _pump(self, engine: socket.socket, client: socket.socket, muted: threading.Event) -> None:
-        """Carry answers back until the engine ends the connection."""
+        """Carry answers back until the engine ends the connection, or goes away in the middle of it."""
         try:
             while data := engine.recv(PIECE_BYTES):
                 if not muted.is_set():
@@ -259,7 +259,9 @@ class EngineProxy:
             if not muted.is_set():
                 client.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # the client went away
+            # A killed engine resets a connection that it had not accepted yet: the client must learn of it.
+            if not muted.is_set():
+                _shut(client)
 
 
 class _Reader:

@@ -23,6 +23,7 @@ from azaion_loader.docker_answers import (
 )
 from azaion_loader.errors import DockerFailed, DockerStalled, DockerUnavailable, LoaderError
 from azaion_loader.processes import (
+    TERM_GRACE_S,
     Buffer,
     Outcome,
     OutputTooLarge,
@@ -40,6 +41,9 @@ __all__ = ["DockerCli", "EngineInfo", "ImageInfo"]
 # and on top this rate over the whole stream: a fifteenth of what two cores with an SSD do, slower than any eMMC.
 FLOOR_BYTES_PER_S = 4 << 20
 ANSWER_LIMIT_BYTES = 16 << 20
+# Docker's client of today waits for its standard input before it heeds SIGTERM, and has nothing of its own to put in
+# order. podman does the engine's work itself, so it gets the time.
+LOAD_TERM_GRACE_S = {"docker": 0.0}
 # An answer holds some 10 KiB for each image, and a complaint names each absent one up to three times: both have to
 # stay within their bounds, or the rest could not be read. (The system's own bound on arguments is megabytes.)
 BATCH_REFERENCES = 64
@@ -164,6 +168,7 @@ class DockerCli:
                     finish_timeout_s=finish_timeout_s,
                     on_bytes=on_bytes,
                     cancelled=cancelled,
+                    term_grace_s=LOAD_TERM_GRACE_S.get(self._known_engine().client, TERM_GRACE_S),
                 )
         except ProcessNotStarted as error:
             raise self._not_started(error) from error

@@ -27,10 +27,28 @@ _SETTLE_MAX_S = 60.0
 _LOOK_S = 0.5
 _TAGS_AT_ONCE = 4
 _RESTORE_TRIES = 4
+# A switch takes a second at most. A stop waits so long for its end, since an engine may still carry out a tag whose
+# client was ended, and then after the tags have been put back. A stopping service has time for both.
+_FINISH_S = 3.0
 
 
 def _never() -> None:
     """A restoration that has begun is not to be stopped."""
+
+
+def finishing(cancelled: Callable[[], None], grace_s: float = _FINISH_S) -> Callable[[], None]:
+    """Return a `cancelled` that raises what the given one raises, but only `grace_s` after it has first done so."""
+    first: list[float] = []
+
+    def later() -> None:
+        try:
+            cancelled()
+        except LoaderError:
+            first.append(time.monotonic())
+            if time.monotonic() - first[0] >= grace_s:
+                raise
+
+    return later
 
 
 class ImageSwitch:

@@ -88,17 +88,19 @@ def feed(
     finish_timeout_s: float,
     on_bytes: Callable[[int], None],
     cancelled: Callable[[], None],
+    term_grace_s: float = TERM_GRACE_S,
 ) -> Outcome:
     """Run a program with `chunks` as its standard input; its standard output is read and forgotten.
 
     `on_bytes` is told the size of each piece that the program's pipe took. The clock of `stall_timeout_s` runs only
     while the program is waited for, not while the next chunk is made. `finish_timeout_s` is for the time after the
     last byte. A program that ends before it has taken everything is not a fault here: its exit code says what it is.
+    `term_grace_s` is how long a program that has to go may take to end by itself; 0 ends it at once.
 
     Raises ProcessNotStarted, ProcessStalled, ProcessTimeout (after the last byte), and whatever `cancelled`,
     `on_bytes` or the making of a chunk raises.
     """
-    with _Child(command, environment, with_input=True, stdout_limit_bytes=None) as child:
+    with _Child(command, environment, with_input=True, stdout_limit_bytes=None, term_grace_s=term_grace_s) as child:
         for chunk in chunks:
             cancelled()
             if not child.write(memoryview(chunk).cast("B"), stall_timeout_s, on_bytes, cancelled):
@@ -117,6 +119,7 @@ class _Child:
         *,
         with_input: bool,
         stdout_limit_bytes: int | None,
+        term_grace_s: float = TERM_GRACE_S,
     ) -> None:
         # bufsize 0: a buffered stream would try to write out what is left in it when it is closed.
         try:
@@ -135,6 +138,7 @@ class _Child:
         self._stdout = _number(self._process.stdout)
         self._stderr = _number(self._process.stderr)
         self._stdout_limit_bytes = stdout_limit_bytes
+        self._term_grace_s = term_grace_s
         self._head = bytearray()
         self._tail = bytearray()
         self._open = {self._stdout, self._stderr}
@@ -245,9 +249,9 @@ class _Child:
         """End whatever is left of the group and reap the program."""
         if self._process.returncode is not None:
             return
-        if not self._has_ended():
+        if self._term_grace_s and not self._has_ended():
             self._signal(signal.SIGTERM)
-            self._wait(TERM_GRACE_S)
+            self._wait(self._term_grace_s)
         self._signal(signal.SIGKILL)
         # A process in an uninterruptible wait outlives even that; the interpreter reaps it later.
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -22,7 +22,7 @@ from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import ArchiveInvalid, DockerError, Interrupted, LoaderError
 from azaion_loader.files import require_space
 from azaion_loader.image_loader import ImageLoader
-from azaion_loader.image_switch import ImageSwitch
+from azaion_loader.image_switch import ImageSwitch, finishing
 from azaion_loader.progress import ProgressMeter
 from azaion_loader.required_images import required_tags, short_tag
 from azaion_loader.settings import Settings
@@ -149,7 +149,10 @@ class UnlockRun:
                 newest_trusted = newest(ledger.newest_trusted, created) if created else ledger.newest_trusted
                 ledger = self._write_ledger(ledger, loaded=ledger.loaded | new_ids, newest_trusted=newest_trusted)
                 self._meter.stage("switching the tags")
-                switch.switch(plan, record)
+                self._cancelled()
+                # From here on the run finishes what it has begun, unless the engine takes too long.
+                finishing_docker = self._docker.watched(finishing(self._cancelled))
+                ImageSwitch(finishing_docker, engine.store, self._journal).switch(plan, record)
             except Interrupted:
                 # What is staged is proved by the next run and need not be sent again.
                 raise

@@ -20,6 +20,7 @@ ALLOWED = {200, 401, 403, 404, 405, 413, 422, 423, 429, 431, 502, 503, 504, 507}
 OPERATIONS = [
     ("GET", "/health"), ("GET", "/status"), ("POST", "/login"), ("POST", "/load/{filename}"),
     ("POST", "/upload/{filename}"), ("POST", "/unlock"), ("GET", "/unlock/status"), ("GET", "/unlock/progress"),
+    ("GET", "/version"), ("GET", "/diagnostics"), ("GET", "/resources/{folder}"), ("GET", "/metrics"),
 ]  # fmt: skip
 
 

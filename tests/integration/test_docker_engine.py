@@ -5,10 +5,13 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 import uuid
@@ -251,6 +254,22 @@ def test_a_stopped_run_registers_nothing(cli: DockerCli, new_image: Callable[...
     assert cli.inspect([image.tag, image.id]) == {}
 
 
+def test_a_load_that_is_given_up_ends_at_once(cli: DockerCli, new_image: Callable[..., Image]) -> None:
+    """Docker's client does not heed SIGTERM while it waits for its input."""
+    data = archive(new_image(os.urandom(3 * MIB)))
+    given_up_at = 0.0
+
+    def chunks() -> Iterator[bytes]:
+        nonlocal given_up_at
+        yield data[: 2 * MIB]
+        given_up_at = time.monotonic()
+        raise Interrupted("given up")
+
+    with pytest.raises(Interrupted):
+        cli.load(chunks(), len(data), lambda _: None, go_on)
+    assert time.monotonic() - given_up_at < 1.0
+
+
 def test_a_killed_loader_registers_nothing(cli: DockerCli, new_image: Callable[..., Image], tmp_path: Path) -> None:
     """SIGKILL of the feeding process itself: the client sees the end of its input and the engine a cut tar."""
     image = new_image(os.urandom(8 * MIB))
@@ -364,6 +383,22 @@ def test_the_proxy_passes_everything_through(proxy: EngineProxy, new_image: Call
     assert same_image(cli, image.tag, image)
     assert proxy.count("/images/load") == 1
     assert not any(request.faulted for request in proxy.requests)
+
+
+def test_an_engine_that_dies_before_it_has_accepted_lets_the_client_know() -> None:
+    """Its listener closes with a request in the queue: the client sees the end of the connection."""
+    folder = Path(tempfile.mkdtemp(prefix="azaion-proxy-", dir="/tmp"))
+    with socket.socket(socket.AF_UNIX) as engine, socket.socket(socket.AF_UNIX) as client:
+        engine.bind(str(folder / "e"))
+        engine.listen(8)
+        with EngineProxy(f"unix://{folder}/e", folder / "p") as proxy:
+            client.settimeout(5.0)
+            client.connect(str(folder / "p"))
+            client.sendall(b"GET /info HTTP/1.1\r\nHost: docker\r\n\r\n")
+            wait_for(lambda: proxy.count("/info") == 1)
+            engine.close()
+            assert client.recv(1) == b""
+    shutil.rmtree(folder)
 
 
 def test_the_second_load_breaks_off(proxy: EngineProxy, new_image: Callable[..., Image]) -> None:
