@@ -68,6 +68,7 @@ test-traced: dev
 
 FAMILY ?=
 test-faults: dev ## every fault suite; `make test-faults FAMILY='kill matrix'` runs one
+	scripts/need faults
 	$(BIN)/python -m tests.faults.report $(if $(FAMILY),--family '$(FAMILY)')
 
 test-browser: dev ## the operator's page in a real headless Chromium; pictures in build/screenshots

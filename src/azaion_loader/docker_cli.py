@@ -9,6 +9,7 @@ An exit code of 0 is no proof of a load, so the caller compares IDs afterwards.
 """
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ ANSWER_LIMIT_BYTES = 16 << 20
 # Docker's client of today waits for its standard input before it heeds SIGTERM, and has nothing of its own to put in
 # order. podman does the engine's work itself, so it gets the time.
 LOAD_TERM_GRACE_S = {"docker": 0.0}
+SPOOL_PREFIX = "azaion-load-"
 # An answer holds some 10 KiB for each image, and a complaint names each absent one up to three times: both have to
 # stay within their bounds, or the rest could not be read. (The system's own bound on arguments is megabytes.)
 BATCH_REFERENCES = 64
@@ -225,7 +227,9 @@ class DockerCli:
         try:
             parent = engine.root_dir / "tmp"
             parent.mkdir(mode=0o700, exist_ok=True)
-            spool = tempfile.TemporaryDirectory(prefix="azaion-load-", dir=parent, ignore_cleanup_errors=True)
+            for left in parent.glob(f"{SPOOL_PREFIX}*"):  # by a loader that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            spool = tempfile.TemporaryDirectory(prefix=SPOOL_PREFIX, dir=parent, ignore_cleanup_errors=True)
         except OSError as error:
             raise DockerFailed(f"The container engine's directory can't be written to: {error.strerror}") from error
         with spool as directory:

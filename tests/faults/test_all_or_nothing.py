@@ -132,11 +132,8 @@ def test_an_engine_that_registers_only_some_images_is_seen_through(
 def test_a_running_container_goes_on(device: Device, own_engine: Engine, proxy: EngineProxy) -> None:
     """A real process in a container made from the old version, before, during and after a failure and a success."""
     busybox = shutil.which("busybox")
-    static = (
-        busybox is not None
-        and b"statically linked" in subprocess.run(["file", "-L", busybox], capture_output=True, check=False).stdout
-    )
-    if not static:
+    # ldd fails for a program that needs no libraries; the images have none.
+    if busybox is None or subprocess.run(["ldd", busybox], capture_output=True, check=False).returncode == 0:
         pytest.skip("needs busybox-static")
     first = device.place(device.images(seed="first"))
     loader = device.loader({"DOCKER_HOST": proxy.host})

@@ -506,6 +506,9 @@ def test_a_fault_of_the_archive_is_not_one_of_the_client(client: FakeClient) -> 
 
 
 def test_podman_s_plain_copy_is_deleted(client: FakeClient, tmp_path: Path) -> None:
+    """Also the one that a killed loader has left."""
+    (tmp_path / "tmp" / "azaion-load-left").mkdir(parents=True)
+    (tmp_path / "tmp" / "azaion-load-left" / "docker-tar1").write_bytes(b"plain")
     info = {**PODMAN_INFO, "store": {"graphRoot": str(tmp_path)}}
     engine = f"if args[0] == 'info':\n    show({info!r}); sys.exit()\n"
     spool = "import tempfile; f = open(tempfile.mkstemp()[1], 'wb'); f.write(sys.stdin.buffer.read(100)); f.flush()\n"
@@ -513,6 +516,7 @@ def test_podman_s_plain_copy_is_deleted(client: FakeClient, tmp_path: Path) -> N
 
     def cancelled() -> None:
         seen.extend(file for file in tmp_path.glob("tmp/*/*") if file.stat().st_size)
+        assert not (tmp_path / "tmp" / "azaion-load-left").exists()
         if seen:
             raise Interrupted("The loader was stopped")
 
