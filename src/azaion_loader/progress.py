@@ -60,7 +60,7 @@ class ProgressMeter:
         with self._guard:
             self._leave_state()
             self._state = state
-            self._stage = stage or state.value.replace("_", " ")
+            self._stage = stage or _stage_of(state)
             self._touch()
 
     def stage(self, stage: str) -> None:
@@ -111,6 +111,10 @@ class ProgressMeter:
             self._bytes_done, self._images_done = self._bytes_total, self._images_total
             self._percent = 100.0
             self._touch()
+
+    def entering(self, state: UnlockState) -> UnlockProgress:
+        """Return the figures that `enter` will show."""
+        return replace(self.snapshot(), state=state, stage=_stage_of(state))
 
     def finished(self) -> UnlockProgress:
         """Return the figures that `finish` will show."""
@@ -163,3 +167,7 @@ class ProgressMeter:
 
     def _touch(self) -> None:
         self._changed = self._clock()
+
+
+def _stage_of(state: UnlockState) -> str:
+    return state.value.replace("_", " ")

@@ -223,12 +223,13 @@ class UnlockJob:
             self._remember(credentials)
 
     def _enter(self, state: UnlockState) -> RunRecord:
+        """Write the state down and only then show it to clients: what they have seen is what a restart tells."""
+        record = replace(self._record, state=state, switch=())
+        self._journal.write_run(replace(record, progress=self._meter.entering(state).as_json()))
         with self._guard:
             self._meter.enter(state)
-            self._record = replace(self._record, state=state, switch=())
-            record = self._record
+            self._record = record
         logger.info("Unlock run {}: {}", record.run_id, state)
-        self._journal.write_run(replace(record, progress=self._meter.snapshot().as_json()))
         return record
 
     def _end(self, error: str | None) -> None:
