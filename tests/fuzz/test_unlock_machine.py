@@ -320,8 +320,9 @@ class UnlockMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A killed thread ends without a word, and the wait for late images is not waited for."""
+    """A killed thread ends without a word; an engine in memory needs no time to come back or to show late images."""
     monkeypatch.setattr(image_switch, "_SETTLE_S", 0.0)
+    monkeypatch.setattr(image_switch, "_LOOK_S", 0.0)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     yield SimpleNamespace()  # noqa: PT022
 
