@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ class _Models:
         self.rig.cached_path("large.bin").unlink()
         started = time.perf_counter()
         with Sampler(self.rig.pid, every_s=MEMORY_SAMPLE_S) as busy, ThreadPoolExecutor(2) as jobs:
-            both = [
+            both: list[Future[None]] = [
                 jobs.submit(load, self.port, "large.bin"),
                 jobs.submit(upload, self.port, "large-2.bin", size, lambda: pattern(size)),
             ]
@@ -163,25 +163,25 @@ class _Models:
         }  # fmt: skip
 
 
-def post(port: int, path: str, body: object, headers: dict[str, str]) -> int:
-    """Send a request and drop its answer's body; return that one's length."""
+def post(port: int, path: str, body: object, headers: dict[str, str]) -> None:
+    """Send a request and drop its answer's body. Raises RuntimeError unless it comes whole, with a 200."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_TIMEOUT_S, blocksize=PIECE_BYTES)
     connection.request("POST", path, body, headers)  # type: ignore[arg-type]
     answer = connection.getresponse()
+    announced = answer.length
     buffer = bytearray(1 << 20)
     count = 0
     while read := answer.readinto(buffer):
         count += read
     connection.close()
-    if answer.status != 200:
-        raise RuntimeError(f"{path}: {answer.status} {bytes(buffer[:300])!r}")
-    return count
+    if answer.status != 200 or count != announced:
+        raise RuntimeError(f"{path}: {answer.status}, {count} of {announced} bytes, {bytes(buffer[:300])!r}")
 
 
-def load(port: int, name: str) -> int:
-    """Load a model, and return its length."""
+def load(port: int, name: str) -> None:
+    """Load a model."""
     body = json.dumps({"filename": name, "folder": "models"})
-    return post(port, f"/load/{name}", body, {"Content-Type": "application/json"})
+    post(port, f"/load/{name}", body, {"Content-Type": "application/json"})
 
 
 def upload(port: int, name: str, size: int, pieces: Callable[[], Iterator[bytes]]) -> None:

@@ -15,7 +15,7 @@ import requests
 from azaion_devkit.fault_proxy import FaultProxy, Rule
 from azaion_devkit.resource_rig import ResourceRig, pattern
 from azaion_loader.cdn_manager import CdnManager, parse_cdn_yaml
-from azaion_loader.store_client import make_client
+from azaion_loader.store_client import make_client, new_session
 
 pytestmark = pytest.mark.store
 
@@ -219,7 +219,7 @@ def test_parts_that_do_not_fit(rig: ResourceRig) -> None:
     store_as(rig, "m.bin", new_big, {})
     integrity(rig, "m.bin")
     keys = rig.store.uploader
-    client = make_client(rig.store.url, *keys, connect_timeout_s=4, read_timeout_s=10, connections=1)
+    client = make_client(new_session(), rig.store.url, *keys, connect_timeout_s=4, read_timeout_s=10, connections=1)
     client.delete_object(Bucket="models", Key="m.bin.big")
     client.close()
     integrity(rig, "m.bin")
