@@ -69,7 +69,7 @@ cdef class Publication:
         # Whoever finds the file without this lock knows that its writer is dead.
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
 
-    def write(self, plain: bytes) -> None:
+    def write(self, plain: bytes | bytearray) -> None:
         """Encrypt and keep the next piece of the file. Raises TooLarge, DiskFull, OSError."""
         with self._guard:
             if self._ended:
