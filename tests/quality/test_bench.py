@@ -18,7 +18,11 @@ MODELS = {
     "cached": {"ours": [1.0, 1.7, 9.0], "theirs": [1.0, 1.0, 1.0]},
     "upload": {"ours": [1.0, 1.1, 1.2], "theirs": [1.0, 1.0, 1.0]},
     "memory": {
-        "bytes": 4 << 30, "idle_bytes": 40_000_000, "warm_bytes": 80_000_000, "peak_bytes": 140_000_000, "seconds": 60.0,
+        "bytes": 4 << 30,
+        "idle_bytes": 40_000_000,
+        "warm_bytes": 80_000_000,
+        "peak_bytes": 140_000_000,
+        "seconds": 60.0,
     },
 }  # fmt: skip
 
