@@ -84,8 +84,9 @@ types: dev
 	$(BIN)/mypy
 	$(BIN)/python scripts/check_stubs.py
 
-bench: dev
-	$(BIN)/python -m tests.bench
+ONLY ?=
+bench: dev ## figures into docs/performance.md; `make bench ONLY=resources` (or unlock) measures one half
+	$(BIN)/python -m tests.bench $(if $(ONLY),--only $(ONLY))
 
 clean:
 	rm -rf build dist $(VENV) src/*.egg-info

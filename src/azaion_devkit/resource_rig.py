@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+import requests
 import uvicorn
 
 from azaion_devkit.object_store import ObjectStore
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 EMAIL, PASSWORD = "rig@example.com", "rig-password"
 HARDWARE = "CPU: RigCpu. GPU: RigGpu. Memory: 8000000. DriveSerial: R1"
 _READY_TIMEOUT_S = 20.0
+_ANSWER_TIMEOUT_S = 60.0
 
 
 class ResourceRig:
@@ -103,6 +105,21 @@ class ResourceRig:
     def cached_path(self, name: str, folder: str = "models") -> Path:
         """Return where the loader caches a big part."""
         return self.data_dir / folder / f"{name}.big"
+
+    def upload(self, name: str, plain: bytes, folder: str = "models") -> requests.Response:
+        """Return the answer to an upload."""
+        url, files = f"{self.url}/upload/{name}", {"data": ("any", plain)}
+        return requests.post(url, files=files, data={"folder": folder}, timeout=_ANSWER_TIMEOUT_S)
+
+    def load(self, name: str, folder: str = "models") -> requests.Response:
+        """Return the answer to a load."""
+        body = {"filename": name, "folder": folder}
+        return requests.post(f"{self.url}/load/{name}", json=body, timeout=_ANSWER_TIMEOUT_S)
+
+    def own_files(self) -> list[str]:
+        """Return what lies in the data directory besides notes and locks, relative to it."""
+        found = (path for path in self.data_dir.rglob("*") if path.is_file())
+        return sorted(str(path.relative_to(self.data_dir)) for path in found if path.suffix not in {".json", ".lock"})
 
     def start_loader(self) -> None:
         """Start the loader; it must not run."""

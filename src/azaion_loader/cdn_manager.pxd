@@ -8,4 +8,5 @@ cdef class CdnManager:
     cdef double _request_timeout_s
     cdef object _limits
     cdef object _clients
+    cdef object _session
     cdef object _lock

@@ -16,7 +16,7 @@ from azaion_loader.part_download import download_object
 from azaion_loader.part_upload import PartUpload, UploadClients
 from azaion_loader.store_answers import info_of, is_transient, translate
 from azaion_loader.store_answers import KeysRefused, ObjectInfo, ObjectMissing  # no-cython-lint
-from azaion_loader.store_client import make_client
+from azaion_loader.store_client import make_client, new_session
 from azaion_loader.transfer_terms import TransferLimits, backoff_s
 
 __all__ = (
@@ -52,6 +52,7 @@ cdef class CdnManager:
         self._request_timeout_s = request_timeout_s
         self._limits = TransferLimits() if limits is None else limits
         self._clients = {}
+        self._session = None
         self._lock = threading.Lock()
 
     def __repr__(self):
@@ -145,8 +146,10 @@ cdef class CdnManager:
         # urllib3 sends a body under the connect time-out, so a slow uplink needs a long one.
         slow = purpose == _WRITE_SLOWLY
         try:
+            if self._session is None:
+                self._session = new_session()
             return make_client(
-                keys.host, *pair,
+                self._session, keys.host, *pair,
                 connect_timeout_s=self._limits.stall_timeout_s if slow else self._connect_timeout_s,
                 read_timeout_s=self._request_timeout_s if purpose != _READ else self._limits.stall_timeout_s,
                 connections=self._limits.connections,

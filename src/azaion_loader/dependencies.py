@@ -46,8 +46,6 @@ _POLL_THREADS = 2
 _LOAD_THREADS = 16
 _UPLOAD_THREADS = 8
 _SEND_THREADS = 8
-# For a transfer of the same resource by another process.
-_LOCK_TIMEOUT_S = 600.0
 # The job's modules are most of the program: loading them must not compete with the first answer.
 _RECOVER_AFTER_S = 1.0
 
@@ -162,6 +160,8 @@ class Services:
         if job is not None:
             job.shutdown()
         self._polls.shutdown(wait=False, cancel_futures=True)
+        if self._sources is not None:
+            self._sources.close()
         if self._api is not None:
             self._api.close()
 
@@ -197,7 +197,7 @@ class Services:
         from azaion_loader.resources import Resources  # noqa: PLC0415
 
         settings = self.settings
-        cache = PartCache(settings.storage_dir, settings.state_dir, settings.cache_max_bytes, _LOCK_TIMEOUT_S)
+        cache = PartCache(settings.storage_dir, settings.state_dir, settings.cache_max_bytes, settings.transfer_wait_s)
         cache.sweep()
         return Resources(
             self.sources,

@@ -72,7 +72,9 @@ class PartCache:
         lock = self.lock(folder, name)
         waited = not lock.try_acquire()
         if waited and not lock.acquire(self._lock_timeout_s):
-            raise UpstreamTimeout(f"Another transfer of '{name}' is still under way; try again later.")
+            raise UpstreamTimeout(
+                f"Another transfer of '{name}' is still under way after {self._lock_timeout_s:g} s; try again later."
+            )
         try:
             yield waited
         finally:

@@ -90,6 +90,13 @@ class PartSources:
                 self._store = self._make_store(self._read_configuration())
             return self._store
 
+    def close(self) -> None:
+        """Close the idle connections to the store. What is under way goes on; a later request opens new ones."""
+        # Without the lock, which the reading of a `cdn.yaml` may hold for as long as the API takes.
+        store = self._store
+        if store is not None:
+            store.close()
+
     def _read_configuration(self) -> CDNCredentials:
         try:
             return parse_cdn_yaml(self.read("", CDN_CONFIGURATION))

@@ -6,6 +6,7 @@ cdef class Publication:
     cdef object _mac
     cdef object _sha256
     cdef object _aside
+    cdef object _beside
     cdef str _folder
     cdef str _name
     cdef int _descriptor

@@ -86,6 +86,7 @@ class Settings:
     login_timeout_s: float = 12.0
     request_timeout_s: float = 60.0
     stall_timeout_s: float = 30.0
+    transfer_wait_s: float = 600.0
     docker_timeout_s: float = 60.0
     docker_stall_timeout_s: float = 300.0
     unlock_parallel: int = 0
@@ -137,6 +138,7 @@ class Settings:
             login_timeout_s=read.seconds("LOGIN_TIMEOUT_S", default.login_timeout_s),
             request_timeout_s=read.seconds("REQUEST_TIMEOUT_S", default.request_timeout_s),
             stall_timeout_s=read.seconds("STALL_TIMEOUT_S", default.stall_timeout_s),
+            transfer_wait_s=read.seconds("TRANSFER_WAIT_S", default.transfer_wait_s),
             docker_timeout_s=read.seconds("DOCKER_TIMEOUT_S", default.docker_timeout_s),
             docker_stall_timeout_s=read.seconds("DOCKER_STALL_TIMEOUT_S", default.docker_stall_timeout_s),
             unlock_parallel=read.whole("UNLOCK_PARALLEL", default.unlock_parallel),

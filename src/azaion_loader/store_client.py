@@ -24,6 +24,7 @@ _FORCED = {"config_file": os.devnull, "credentials_file": os.devnull, "ignore_co
 
 
 def make_client(
+    session: botocore.session.Session,
     endpoint: str,
     access_key: str,
     access_secret: str,
@@ -34,6 +35,7 @@ def make_client(
 ) -> Any:
     """Return an S3 client with exactly one try for each call; it follows no redirect and looks up no credentials.
 
+    `session` is one of `new_session`; the clients made with it share what they know of S3 (13 MB), and nothing else.
     The time-outs are seconds; `read_timeout_s` is the longest silence in an answer, not its length.
     Raises botocore's errors: callers translate them.
     """
@@ -50,7 +52,7 @@ def make_client(
         tcp_keepalive=True,
         inject_host_prefix=False,
     )
-    client = _isolated_session().create_client(
+    client = session.create_client(
         "s3",
         region_name=REGION,
         endpoint_url=endpoint,
@@ -72,7 +74,8 @@ def _count_failure(exception: Exception, **_: object) -> None:
     metrics.count("upstream_answers", upstream=_UPSTREAM, answer=translate(exception).code)
 
 
-def _isolated_session() -> botocore.session.Session:
+def new_session() -> botocore.session.Session:
+    """Return a session that sees no profile, no endpoint and no keys of the environment. Of one thread at a time."""
     session = botocore.session.Session()
     store = session.get_component("config_store")
     variables = botocore.configprovider.BOTOCORE_DEFAUT_SESSION_VARIABLES

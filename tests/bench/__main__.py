@@ -1,11 +1,13 @@
-"""Measures the unlock beside `docker load` and other ways, on the same engine, in turn, and writes docs/performance.md.
+"""Measures the unlock beside `docker load`, and models beside `aws` and `openssl`, in turn; writes docs/performance.md.
 
-    make bench                                    all engines that can be had here
+    make bench                                    all of it
+    make bench ONLY=resources                     one half; the other one's figures stay (also: unlock, document)
     python -m tests.bench --engines found --rounds 3 --shared 40000000 --unique 9000000
 
 Engines: `found` (the one that answers, or a private one), `trixie` and `trixie-containerd` (Docker 26.1 in a tree of
 Debian 13; need root). Results gather in `build/bench/results.json`, one entry for each engine, so a bench that runs
-them one by one writes the same document.
+them one by one writes the same document. `--add` takes the figures of another results file in, for halves that were
+measured in two checkouts.
 """
 
 import argparse
@@ -21,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench import cold_start, proof, report
+from tests.bench import cold_start, proof, report, resources_bench
 from tests.bench.rig import Bench, HealthWatch, ImageSet, Run
 
 from azaion_devkit.device import docker
@@ -165,6 +167,8 @@ def machine() -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=("unlock", "resources", "document"), help="measure a half, or nothing")
+    parser.add_argument("--add", type=Path, metavar="RESULTS", help="take in the figures of another results file")
     parser.add_argument("--engines", nargs="*", default=["found", "trixie", "trixie-containerd"])
     parser.add_argument("--host", nargs="*", default=[], metavar="ENGINE=DOCKER_HOST", help="where engines answer")
     parser.add_argument("--work", type=Path, default=Path("/tmp/azaion-bench"), help="for the image sets (8 GB)")
@@ -174,18 +178,40 @@ def main() -> int:
     parser.add_argument("--unique", type=int, default=90_000_000, help="bytes of each image's own layer")
     parser.add_argument("--large", action="store_true", help="one more unlock, of 8 GB, for its memory")
     parser.add_argument("--no-cold-start", action="store_true")
+    parser.add_argument("--model-mb", type=int, default=500, help="size of the model")
+    parser.add_argument("--model-memory-mib", type=int, default=4096, help="of the one for the memory; 0: not measured")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "bench" / "results.json")
     parser.add_argument("--write", type=Path, default=ROOT / "docs" / "performance.md")
     options = parser.parse_args()
-    hosts = dict(entry.split("=", 1) for entry in options.host)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
-    results["machine"] = machine()
+    if options.add is not None:
+        results |= json.loads(options.add.read_text())
+    if options.only != "document" or "machine" not in results:
+        results["machine"] = machine()
 
     def keep() -> None:
         options.results.write_text(json.dumps(results, indent=1))
         options.write.write_text(report.document(results))
 
+    if options.only in {None, "unlock"}:
+        measure_unlock(options, results, keep)
+    if options.only in {None, "resources"}:
+        say("models")
+        results["resources"] = resources_bench.measure(
+            options.work,
+            size=options.model_mb * 1_000_000,
+            memory_size=options.model_memory_mib << 20,
+            rounds=options.rounds,
+            say=say,
+        )
+    keep()
+    return 0
+
+
+def measure_unlock(options: argparse.Namespace, results: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Measure the unlock on every engine, and the start of the service; keep what is there after each."""
+    hosts = dict(entry.split("=", 1) for entry in options.host)
     for name in options.engines:
         layout = "older" if name == "found" else "oci"
         images = ImageSet(options.work, shared_bytes=options.shared, unique_bytes=options.unique, layout=layout)
@@ -207,7 +233,6 @@ def main() -> int:
     if not options.no_cold_start:
         results["cold_start"] = cold_start.measure(11)
     keep()
-    return 0
 
 
 if __name__ == "__main__":

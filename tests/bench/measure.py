@@ -101,6 +101,7 @@ class Sampler:
 
     pid: int
     folder: Path | None = None
+    every_s: float = SAMPLE_S
     own_bytes: int = 0
     client_bytes: int = 0
     disk_bytes: int = 0
@@ -134,5 +135,5 @@ class Sampler:
             self.client_bytes = max(self.client_bytes, client)
             if self.folder is not None:
                 self.disk_bytes = max(self.disk_bytes, disk_bytes(self.folder) - self._before)
-            if self._stop.wait(SAMPLE_S):
+            if self._stop.wait(self.every_s):
                 return

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tests.bench import resources_report
+
 MB = 1_000_000
 MIB = 1 << 20
 
@@ -57,7 +59,10 @@ def _lines(results: Mapping[str, Any]) -> Iterator[str]:
     )
     for name, found in results.get("engines", {}).items():
         yield from _engine(name, found)
-    yield from _service(results)
+    if "engines" in results:
+        yield from _service(results)
+    if "resources" in results:
+        yield from resources_report.lines(results["resources"])
 
 
 def _engine(name: str, found: Mapping[str, Any]) -> Iterator[str]:

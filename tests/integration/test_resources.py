@@ -3,12 +3,9 @@
 import hashlib
 import http.client
 import os
-import random
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -18,12 +15,11 @@ import requests
 from azaion_devkit.fault_proxy import FaultProxy, Rule
 from azaion_devkit.resource_rig import ResourceRig, pattern
 from azaion_loader.cdn_manager import CdnManager, parse_cdn_yaml
-from azaion_loader.store_client import make_client
+from azaion_loader.store_client import make_client, new_session
 
 pytestmark = pytest.mark.store
 
 EDGES = [0, 1, 15, 16, 17, 31, 32, 10207, 10208, 10223, 10224, 999_999, 1_000_000, 1_000_001]
-CANARY = b"canary-7f3a91-in-the-plaintext"
 
 
 @pytest.fixture
@@ -32,18 +28,8 @@ def rig(tmp_path: Path) -> Iterator[ResourceRig]:
         yield running
 
 
-def upload(rig: ResourceRig, name: str, plain: bytes, folder: str = "models") -> requests.Response:
-    return requests.post(
-        f"{rig.url}/upload/{name}", files={"data": ("any", plain)}, data={"folder": folder}, timeout=60
-    )
-
-
-def load(rig: ResourceRig, name: str, folder: str = "models") -> requests.Response:
-    return requests.post(f"{rig.url}/load/{name}", json={"filename": name, "folder": folder}, timeout=60)
-
-
 def loaded(rig: ResourceRig, name: str, folder: str = "models") -> bytes:
-    answer = load(rig, name, folder)
+    answer = rig.load(name, folder)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-length"] == str(len(answer.content))
     assert answer.headers["content-type"] == "application/octet-stream"
@@ -51,18 +37,12 @@ def loaded(rig: ResourceRig, name: str, folder: str = "models") -> bytes:
 
 
 def published(rig: ResourceRig, name: str, plain: bytes, folder: str = "models") -> None:
-    answer = upload(rig, name, plain, folder)
+    answer = rig.upload(name, plain, folder)
     assert (answer.status_code, answer.json()) == (200, {"status": "ok"})
 
 
 def refused(answer: requests.Response, status: int, code: str) -> None:
     assert (answer.status_code, answer.json().get("code")) == (status, code), answer.text
-
-
-def own_files(rig: ResourceRig) -> list[str]:
-    """Return what lies in the data directory besides notes and locks."""
-    found = (path for path in rig.data_dir.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(rig.data_dir)) for path in found if path.suffix not in {".json", ".lock"})
 
 
 def store_as(rig: ResourceRig, name: str, data: bytes, metadata: dict[str, str]) -> None:
@@ -133,16 +113,16 @@ def test_folder_may_come_after_the_file(rig: ResourceRig) -> None:
 def test_missing_resource_is_quick_and_touches_no_store(rig: ResourceRig) -> None:
     rig.store.stop()
     started = time.monotonic()
-    refused(load(rig, "nothing.bin"), 404, "resource_not_found")
+    refused(rig.load("nothing.bin"), 404, "resource_not_found")
     assert time.monotonic() - started < 2
     assert rig.api.count("/resources/get") == 1
-    assert own_files(rig) == []
+    assert rig.own_files() == []
 
 
 def test_offline_with_a_cached_part_is_503(rig: ResourceRig) -> None:
     published(rig, "m.bin", b"x" * 50_000)
     rig.api.stop()
-    refused(load(rig, "m.bin"), 503, "upstream_unavailable")
+    refused(rig.load("m.bin"), 503, "upstream_unavailable")
     rig.api.start()
     rig.store.stop()
     assert loaded(rig, "m.bin") == b"x" * 50_000
@@ -169,7 +149,7 @@ def test_offline_with_a_cached_part_is_503(rig: ResourceRig) -> None:
 def test_names_and_bodies_of_load(rig: ResourceRig, path: str, body: dict[str, object], status: int, code: str) -> None:
     refused(requests.post(f"{rig.url}/load/{path}", json=body, timeout=10), status, code)
     assert rig.api.calls == []
-    assert own_files(rig) == []
+    assert rig.own_files() == []
 
 
 def test_bad_uploads_leave_nothing(rig: ResourceRig) -> None:
@@ -190,14 +170,14 @@ def test_bad_uploads_leave_nothing(rig: ResourceRig) -> None:
         (requests.post(f"{rig.url}/upload/{'a' * 300}", files=[data], timeout=10), "invalid_name"),
     ):
         refused(answer, 422, code)
-    assert own_files(rig) == []
+    assert rig.own_files() == []
     assert rig.api.count("/resources/models") == 0
-    refused(upload(rig, "m.bin", b"x", folder="no-bucket"), 502, "upstream_error")
-    assert own_files(rig) == []
+    refused(rig.upload("m.bin", b"x", folder="no-bucket"), 502, "upstream_error")
+    assert rig.own_files() == []
 
 
 def test_upload_over_the_limit_is_413_whether_announced_or_not(rig: ResourceRig) -> None:
-    refused(upload(rig, "m.bin", bytes(60_000_000)), 413, "too_large")
+    refused(rig.upload("m.bin", bytes(60_000_000)), 413, "too_large")
 
     def body() -> Iterator[bytes]:
         yield b'--b\r\nContent-Disposition: form-data; name="data"; filename="x"\r\n\r\n'
@@ -207,14 +187,14 @@ def test_upload_over_the_limit_is_413_whether_announced_or_not(rig: ResourceRig)
 
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
     refused(requests.post(f"{rig.url}/upload/m.bin", data=body(), headers=headers, timeout=30), 413, "too_large")
-    assert own_files(rig) == []
+    assert rig.own_files() == []
 
 
 def integrity(rig: ResourceRig, name: str) -> None:
-    answer = load(rig, name)
+    answer = rig.load(name)
     refused(answer, 502, "integrity_error")
     assert answer.json()["detail"] == "The parts of this resource don't fit together or are damaged."
-    assert own_files(rig) == []
+    assert rig.own_files() == []
 
 
 def test_parts_that_do_not_fit(rig: ResourceRig) -> None:
@@ -239,7 +219,7 @@ def test_parts_that_do_not_fit(rig: ResourceRig) -> None:
     store_as(rig, "m.bin", new_big, {})
     integrity(rig, "m.bin")
     keys = rig.store.uploader
-    client = make_client(rig.store.url, *keys, connect_timeout_s=4, read_timeout_s=10, connections=1)
+    client = make_client(new_session(), rig.store.url, *keys, connect_timeout_s=4, read_timeout_s=10, connections=1)
     client.delete_object(Bucket="models", Key="m.bin.big")
     client.close()
     integrity(rig, "m.bin")
@@ -285,64 +265,6 @@ def test_part_from_the_factory_is_not_fetched(rig: ResourceRig) -> None:
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-def test_fifty_loads_are_one_transfer(rig: ResourceRig) -> None:
-    plain = b"".join(pattern(3_000_000))
-    published(rig, "m.bin", plain)
-    rig.cached_path("m.bin").unlink()
-    with FaultProxy(rig.store.url) as proxy:
-        rig.point_store_at(proxy.url)
-        rig.stop_loader()
-        rig.start_loader()
-        calls = rig.api.count("/resources/get/models")
-        with ThreadPoolExecutor(50) as clients:
-            assert all(clients.map(lambda _: loaded(rig, "m.bin") == plain, range(50)))
-        assert proxy.count("HEAD") == 1
-        assert proxy.count("GET") == 1
-        assert rig.api.count("/resources/get/models") - calls <= 10
-
-
-def test_loads_of_different_resources_run_together(rig: ResourceRig) -> None:
-    contents = {f"m{n}.bin": b"".join(pattern(400_000, n)) for n in range(8)}
-    for name, plain in contents.items():
-        published(rig, name, plain)
-        rig.cached_path(name).unlink()
-    with ThreadPoolExecutor(8) as clients:
-        assert all(clients.map(lambda name: loaded(rig, name) == contents[name], contents))
-
-
-def test_uploads_during_loads_never_mix(rig: ResourceRig) -> None:
-    versions = [b"".join(pattern(400_000, n)) for n in range(6)]
-    published(rig, "m.bin", versions[0])
-    done = threading.Event()
-
-    def read(_: int) -> int:
-        count = 0
-        while not done.is_set():
-            assert loaded(rig, "m.bin") in versions
-            count += 1
-        return count
-
-    with ThreadPoolExecutor(4) as clients:
-        readers = [clients.submit(read, n) for n in range(4)]
-        for plain in versions[1:]:
-            published(rig, "m.bin", plain)
-            assert loaded(rig, "m.bin") == plain
-        done.set()
-        assert sum(reader.result() for reader in readers) >= 4
-
-
-def test_two_devices_uploading_at_once_never_mix(rig: ResourceRig, tmp_path: Path) -> None:
-    with ResourceRig(tmp_path / "second", environment={"RESOURCE_API_URL": rig.api.url}) as second:
-        versions = [b"".join(pattern(200_000, n)) for n in range(2)]
-        with ThreadPoolExecutor(2) as clients:
-            list(clients.map(lambda pair: upload(pair[0], "m.bin", pair[1]), zip((rig, second), versions, strict=True)))
-        for device in (rig, second):
-            answer = load(device, "m.bin")
-            assert answer.content in versions or answer.json()["code"] == "integrity_error"
-        published(rig, "m.bin", versions[0])
-        assert [loaded(device, "m.bin") for device in (rig, second)] == [versions[0]] * 2
-
-
 def test_refused_keys_are_read_again_once(rig: ResourceRig) -> None:
     plain = b"".join(pattern(50_000))
     published(rig, "m.bin", plain)
@@ -358,7 +280,7 @@ def test_refused_keys_are_read_again_once(rig: ResourceRig) -> None:
         assert rig.api.count("/resources/get") - before == 3
         rig.cached_path("m.bin").unlink()
         proxy.add(Rule(method="HEAD", times=2, answer_status=403))
-        refused(load(rig, "m.bin"), 502, "upstream_error")
+        refused(rig.load("m.bin"), 502, "upstream_error")
 
 
 def test_unusable_cdn_yaml_is_an_upstream_error(rig: ResourceRig) -> None:
@@ -372,8 +294,8 @@ def test_unusable_cdn_yaml_is_an_upstream_error(rig: ResourceRig) -> None:
         if content is not None:
             path.write_bytes(content)
         rig.start_loader()
-        refused(load(rig, "m.bin"), 502, "upstream_error")
-        assert own_files(rig) == []
+        refused(rig.load("m.bin"), 502, "upstream_error")
+        assert rig.own_files() == []
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -402,9 +324,9 @@ def test_client_gone_in_the_middle_of_an_upload_leaves_nothing(rig: ResourceRig)
         b"Content-Length: 30000000\r\n\r\n"
         b'--b\r\nContent-Disposition: form-data; name="data"; filename="x"\r\n\r\n' + bytes(3_000_000)
     )
-    wait_for(lambda: bool(own_files(rig)))
+    wait_for(lambda: bool(rig.own_files()))
     client.close()
-    wait_for(lambda: not own_files(rig))
+    wait_for(lambda: not rig.own_files())
     assert open_files(rig) == []
     assert rig.api.count("/resources/models") == 0
     assert not rig.big_path("m.bin").exists()
@@ -424,52 +346,6 @@ def test_client_gone_in_the_middle_of_a_load_lets_everything_go(rig: ResourceRig
     wait_for(lambda: not open_files(rig))
 
 
-def find_canary(paths: list[Path]) -> list[Path]:
-    found = []
-    for path in paths:
-        try:
-            if CANARY in path.read_bytes():
-                found.append(path)
-        except (OSError, ValueError):
-            continue
-    return found
-
-
-def test_no_plaintext_on_disk_or_in_an_open_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    places = tmp_path / "tmp"
-    places.mkdir()
-    with ResourceRig(tmp_path / "rig", environment={"TMPDIR": str(places)}, separate=True) as rig:
-        plain = (CANARY + random.Random(1).randbytes(970)) * 20_000
-        seen: list[Path] = []
-        done = threading.Event()
-        scans = 0
-
-        def scan() -> None:
-            nonlocal scans
-            descriptors = Path(f"/proc/{rig.pid}/fd")
-            while not done.is_set():
-                kept = [path for path in tmp_path.rglob("*") if path.is_file()]
-                opened = [entry for entry in descriptors.iterdir() if entry.is_file()]
-                seen.extend(find_canary(kept + opened))
-                scans += 1
-
-        scanner = threading.Thread(target=scan)
-        scanner.start()
-        try:
-            published(rig, "m.bin", plain)
-            assert loaded(rig, "m.bin") == plain
-            rig.cached_path("m.bin").unlink()
-            assert loaded(rig, "m.bin") == plain
-        finally:
-            done.set()
-            scanner.join()
-        assert scans > 1
-        assert seen == []
-        # The scan can see one.
-        (places / "canary").write_bytes(plain)
-        assert find_canary([places / "canary"]) == [places / "canary"]
-
-
 def test_load_and_upload_of_a_killed_loader_start_clean(tmp_path: Path) -> None:
     with ResourceRig(tmp_path, separate=True) as rig:
         host = urlsplit(rig.url)
@@ -479,11 +355,11 @@ def test_load_and_upload_of_a_killed_loader_start_clean(tmp_path: Path) -> None:
             b"Content-Length: 30000000\r\n\r\n"
             b'--b\r\nContent-Disposition: form-data; name="data"; filename="x"\r\n\r\n' + bytes(3_000_000)
         )
-        wait_for(lambda: bool(own_files(rig)))
+        wait_for(lambda: bool(rig.own_files()))
         rig.stop_loader(kill=True)
         client.close()
-        assert own_files(rig)
+        assert rig.own_files()
         rig.start_loader()
         published(rig, "m.bin", b"again")
-        assert own_files(rig) == [os.fspath(Path("models") / "m.bin.big")]
+        assert rig.own_files() == [os.fspath(Path("models") / "m.bin.big")]
         assert loaded(rig, "m.bin") == b"again"

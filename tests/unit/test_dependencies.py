@@ -56,3 +56,36 @@ def test_sessions_are_built_once(tmp_path: Path) -> None:
     assert len(set(map(id, found))) == 1
     assert services.authenticated is False
     services.close()
+
+
+class Store:
+    """Stands for the object store's client."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+def test_close_closes_the_store_s_client(tmp_path: Path) -> None:
+    services = Services(Settings(data_dir=tmp_path, device_conf=tmp_path / "absent"))
+    services.close()
+    services = Services(Settings(data_dir=tmp_path, device_conf=tmp_path / "absent"))
+    # Built, but never used: there is nothing to close.
+    assert services.sources is not None
+    services.close()
+    store = Store()
+    services.sources._store = store  # type: ignore[assignment]
+    services.close()
+    assert store.closed == 1
+
+
+def test_close_does_not_wait_for_a_cdn_yaml(tmp_path: Path) -> None:
+    services = Services(Settings(data_dir=tmp_path, device_conf=tmp_path / "absent"))
+    sources = services.sources
+    with sources._lock:
+        closing = threading.Thread(target=services.close)
+        closing.start()
+        closing.join(10)
+        assert not closing.is_alive()

@@ -33,6 +33,7 @@ VARIABLES = {
     "LOGIN_TIMEOUT_S": ("login_timeout_s", "2", 2.0),
     "REQUEST_TIMEOUT_S": ("request_timeout_s", "3", 3.0),
     "STALL_TIMEOUT_S": ("stall_timeout_s", "4", 4.0),
+    "TRANSFER_WAIT_S": ("transfer_wait_s", "7", 7.0),
     "DOCKER_TIMEOUT_S": ("docker_timeout_s", "5", 5.0),
     "DOCKER_STALL_TIMEOUT_S": ("docker_stall_timeout_s", "6", 6.0),
     "UNLOCK_PARALLEL": ("unlock_parallel", "3", 3),
