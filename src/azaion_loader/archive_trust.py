@@ -1,4 +1,4 @@
-"""Whether an archive's signature file vouches for its images; see CONTRACT "Signature" in docs/formats.md."""
+"""Whether an archive's signature file vouches for its images; the format stands in docs/formats.md."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path

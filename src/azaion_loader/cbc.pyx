@@ -1,7 +1,7 @@
-"""AES-256-CBC with PKCS#7, a random 16-byte IV in front (CONTRACT §4): one shot, as a stream, and seekable.
+"""AES-256-CBC with PKCS#7, a random 16-byte IV in front (docs/formats.md): one shot, as a stream, and seekable.
 
 CBC has no tag: these classes notice a wrong length and a wrong padding, nothing else. What proves integrity is said
-in CONTRACT §5 and §6. All faults of foreign bytes give one and the same IntegrityError.
+there too. All faults of foreign bytes give one and the same IntegrityError.
 
 A cipher object of the cryptography library keeps two things of a key: a view of our SecretKey, which keeps that
 alive, and OpenSSL's expanded copy, which OpenSSL overwrites when it frees the context. So a key lasts as long as its

@@ -1,4 +1,4 @@
-"""The configuration of the object store: `cdn.yaml` (CONTRACT §2), read strictly and within bounds."""
+"""The configuration of the object store: `cdn.yaml`, read strictly and within bounds."""
 
 import hmac
 import re

@@ -1,4 +1,4 @@
-"""The door to the object store (CONTRACT §3): reads with the downloader keys, writes with the uploader keys.
+"""The door to the object store: reads with the downloader keys, writes with the uploader keys.
 
 Clients are made when first needed and live as long as the manager; a `cdn.yaml` read again means a new manager.
 """

@@ -1,7 +1,7 @@
 """E-mail and password of one account, kept out of logs, tracebacks and pickles.
 
 The password is a Python string, so it can't be wiped: it lives until the next successful log-in or the exit,
-since each read of a resource carries it (CONTRACT §2).
+since each read of a resource carries it.
 """
 
 import cython

@@ -1,4 +1,4 @@
-"""The hardware string of this machine (CONTRACT §4): one door to `/proc`, `/sys` and the device tree.
+"""The hardware string of this machine (docs/formats.md): one door to `/proc`, `/sys` and the device tree.
 
 The Resource API binds an account to the string, so it must stay the same until a part is really exchanged:
 

@@ -2,7 +2,7 @@
 
 One small JSON file per resource, `<state_dir>/notes/<folder>/<name>.json`. A note outlives nothing that it doesn't
 describe: it goes when its part goes, while `seen_in_format_1` stays, so that metadata taken from an object
-later is noticed (CONTRACT, section 5).
+later is noticed (docs/formats.md).
 """
 
 import json

@@ -1,7 +1,7 @@
 """Whether a small and a big part belong together: the decisions, and the hash passes that they rest on.
 
 The resource key never changes, so a new small part joined to an old big part decrypts with valid padding into a file
-that is neither version (CONTRACT, section 5). Hence nothing here is proved by decrypting.
+that is neither version (docs/formats.md). Hence nothing here is proved by decrypting.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Where the parts of a resource come from and go to: the Resource API and the object store, for one request.
 
-A request reads `cdn.yaml` again at most once, when the store refuses the keys (CONTRACT, section 2).
+A request reads `cdn.yaml` again at most once, when the store refuses the keys.
 """
 
 import threading

@@ -1,6 +1,6 @@
 """One upload: encrypt as bytes arrive, cut, store the big part, then commit with the small one.
 
-Only ciphertext touches the disk, and only below the dot-directory until the upload is committed (CONTRACT, section 5).
+Only ciphertext touches the disk, and only below the dot-directory until the upload is committed (docs/formats.md).
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Load and publish resources (CONTRACT, section 5): join, prove, cache.
+"""Load and publish resources (docs/formats.md): join, prove, cache.
 
 Nothing of a resource is given out before its parts are proved to belong together. A part in the cache is proved by its
 note, one that was just fetched by the object's MAC.

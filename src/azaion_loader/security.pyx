@@ -1,4 +1,4 @@
-"""Keys and MACs (CONTRACT §4), from the key profile that is compiled in; the ciphers themselves are in `cbc`.
+"""Keys and MACs (docs/formats.md), from the key profile that is compiled in; the ciphers themselves are in `cbc`.
 
 The three secrets of the profile stand masked in the module's read-only data and are unmasked into a SecretKey for
 the moment of their use. That keeps them out of `strings` and of a core file; it is no protection against somebody

@@ -1,6 +1,6 @@
 """What the object store answered, in the loader's words: botocore's errors stop here.
 
-Signals that floor 3 may want to tell apart are subclasses of what CONTRACT §1 makes of them, so one that nobody
+Signals that floor 3 may want to tell apart are subclasses of what clients are answered for them, so one that nobody
 catches still ends in the right row::
 
     IntegrityError

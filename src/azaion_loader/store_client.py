@@ -1,4 +1,4 @@
-"""Makes botocore clients that listen to nothing but their arguments (CONTRACT §3).
+"""Makes botocore clients that listen to nothing but their arguments.
 
 The environment of a device may hold AWS settings of other programs; a profile, an endpoint or a retry mode found
 there must neither redirect nor break the loader. Only what the contract names stays: AWS_CA_BUNDLE,

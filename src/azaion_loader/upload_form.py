@@ -1,7 +1,7 @@
 """Reads the form of an upload as it streams in; its file part never touches the disk as plaintext.
 
 A framework's own form parser would spool the file into a temporary one (unlinked, so that no directory shows it). The
-form: one file part `data`, at most one field `folder`, in any order (CONTRACT, section 1).
+form: one file part `data`, at most one field `folder`, in any order.
 """
 
 import asyncio

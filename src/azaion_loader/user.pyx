@@ -1,4 +1,4 @@
-"""The user behind a token: claims `nameid`, `unique_name` and `role` of the Resource API (CONTRACT §2)."""
+"""The user behind a token: claims `nameid`, `unique_name` and `role` of the Resource API."""
 
 import cython
 from collections.abc import Mapping

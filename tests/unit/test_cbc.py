@@ -1,4 +1,4 @@
-"""Streams and seekable reads of AES-256-CBC at their edges; lengths from DESIGN rule 10."""
+"""Streams and seekable reads of AES-256-CBC at their edges."""
 
 import os
 import tempfile

@@ -13,8 +13,8 @@ from starlette.responses import StreamingResponse
 from azaion_loader import errors
 from azaion_loader.http_errors import STATUS, documented, error_response, handle_errors, status_of
 
-# CONTRACT, section 1: the table of failures.
-CONTRACT = {
+# What clients rely on: the table of failures in docs/operations.md, with its status codes.
+STATUSES = {
     "invalid_request": 422,
     "invalid_name": 422,
     "invalid_credentials": 401,
@@ -51,8 +51,8 @@ def classes_of_errors_py() -> list[type[errors.LoaderError]]:
 @pytest.mark.parametrize("cls", classes_of_errors_py(), ids=lambda cls: cls.__name__)
 def test_every_class_of_the_tree_has_a_status(cls: type[errors.LoaderError]) -> None:
     status = status_of(cls("A sentence."))
-    assert status == CONTRACT.get(cls.code, status)
-    assert status in set(CONTRACT.values())
+    assert status == STATUSES.get(cls.code, status)
+    assert status in set(STATUSES.values())
 
 
 def test_the_walk_sees_a_class_that_the_table_lacks() -> None:
@@ -66,7 +66,7 @@ def test_the_walk_sees_a_class_that_the_table_lacks() -> None:
 
 def test_every_code_of_the_contract_exists_once() -> None:
     codes = {cls.code for cls in classes_of_errors_py()}
-    assert set(CONTRACT) <= codes
+    assert set(STATUSES) <= codes
 
 
 def test_the_drawing_in_the_docstring_is_the_tree() -> None:

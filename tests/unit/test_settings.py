@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from azaion_loader.settings import GIB, InvalidSetting, Settings, host_name
 
-# CONTRACT, section 7, and the settings of the same style beside it.
+# The README's table of settings.
 VARIABLES = {
     "RESOURCE_API_URL": ("resource_api_url", "http://10.0.0.1:8000/api/", "http://10.0.0.1:8000/api"),
     "IMAGES_PATH": ("images_path", "/data/images.enc", Path("/data/images.enc")),
