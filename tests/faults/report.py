@@ -38,6 +38,8 @@ ELSEWHERE = {
     "tests/integration/test_cdn_faults.py": "attacks",
     "tests/unit/test_middleware.py": "attacks",
     "tests/integration/test_resources.py": "attacks",
+    "tests/integration/test_resources_together.py": "concurrency",
+    "tests/integration/test_resources_plaintext.py": "leaks",
     "tests/integration/test_serve.py": "attacks",
     "tests/unit/test_single_flight.py": "concurrency",
     "tests/unit/test_sessions.py": "attacks",

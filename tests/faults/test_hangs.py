@@ -54,10 +54,19 @@ PROXY_FAULTS: dict[str, Callable[[EngineProxy], None]] = {
 def resources(loader: LoaderProcess) -> dict[str, Any]:
     """Count what a process can leave behind: threads, descriptors, children."""
     process = Path(f"/proc/{loader.pid}")
-    kinds = [os.readlink(path).split(":")[0] for path in (process / "fd").iterdir() if os.path.lexists(path)]  # noqa: PTH115
-    children = [child for task in (process / "task").iterdir() for child in (task / "children").read_text().split()]
-    threads = [name for task in (process / "task").iterdir() if (name := (task / "comm").read_text().strip())]
+    kinds = [_unless_gone(os.readlink, path).split(":")[0] for path in (process / "fd").iterdir()]
+    tasks = list((process / "task").iterdir())
+    children = [child for task in tasks for child in _unless_gone(Path.read_text, task / "children").split()]
+    threads = [name for task in tasks if (name := _unless_gone(Path.read_text, task / "comm").strip())]
     return {"sockets": kinds.count("socket"), "pipes": kinds.count("pipe"), "children": children, "n": len(threads)}
+
+
+def _unless_gone(read: Callable[[Path], str], path: Path) -> str:
+    """Read something of a process's; "" when it has ended since it was listed."""
+    try:
+        return read(path)
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def check_hang(
