@@ -1,6 +1,5 @@
 """docker_cli.py and the devkit's fault proxy on a real Docker engine."""
 
-import contextlib
 import hashlib
 import io
 import json
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import pytest
 
 from azaion_devkit.engine import Engine, engine, private_engine
 from azaion_devkit.engine_proxy import EngineProxy
+from azaion_devkit.leftovers import belongings, left_since
 from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import DockerFailed, DockerStalled, DockerUnavailable, Interrupted
 
@@ -126,16 +125,9 @@ def own_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
 @pytest.fixture
 def nothing_left() -> Iterator[None]:
-    def state() -> tuple[int, set[str], int]:
-        children: set[str] = set()
-        for task in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # a thread of the test runner's that has just ended
-                children.update((task / "children").read_text().split())
-        return threading.active_count(), children, len(list(Path("/proc/self/fd").iterdir()))
-
-    before = state()
+    before = belongings()
     yield
-    assert state() == before
+    assert not left_since(before)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

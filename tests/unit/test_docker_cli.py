@@ -1,12 +1,10 @@
 """docker_cli.py against small programs that speak as the clients do; the messages are copied from real ones."""
 
-import contextlib
 import grp
 import json
 import os
 import stat
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from azaion_devkit.leftovers import belongings, left_since
 from azaion_loader.docker_answers import absent_references, fault, parse_images, parse_info
 from azaion_loader.docker_cli import ANSWER_LIMIT_BYTES, BATCH_REFERENCES, DockerCli, EngineInfo, ImageInfo
 from azaion_loader.errors import (
@@ -89,16 +88,9 @@ COMPLAINTS: list[tuple[str, type[LoaderError], str]] = [
 
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    def state() -> tuple[int, set[str], int]:
-        children: set[str] = set()
-        for task in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # a thread of the test runner's that has just ended
-                children.update((task / "children").read_text().split())
-        return threading.active_count(), children, len(list(Path("/proc/self/fd").iterdir()))
-
-    before = state()
+    before = belongings()
     yield
-    assert state() == before
+    assert not left_since(before)
 
 
 class FakeClient:

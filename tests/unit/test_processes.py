@@ -5,13 +5,13 @@ import contextlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from azaion_devkit.leftovers import belongings, left_since
 from azaion_loader import processes
 from azaion_loader.processes import (
     STDERR_TAIL_BYTES,
@@ -40,29 +40,11 @@ def count_nothing(_: int) -> None:
     """Forget the number."""
 
 
-def children() -> set[str]:
-    found: set[str] = set()
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # a thread of the test runner's that has just ended
-            found.update((task / "children").read_text().split())
-    return found
-
-
-def descriptors() -> dict[str, str]:
-    found = {}
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            found[entry.name] = str(entry.readlink())
-        except FileNotFoundError:  # the listing's own
-            continue
-    return found
-
-
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
-    before = (threading.active_count(), children(), descriptors())
+    before = belongings()
     yield
-    assert (threading.active_count(), children(), descriptors()) == before
+    assert not left_since(before)
 
 
 def sh(script: str, *arguments: str) -> list[str]:
