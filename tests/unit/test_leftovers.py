@@ -16,7 +16,7 @@ def test_it_sees_threads_children_and_descriptors(tmp_path: Path) -> None:
     thread = threading.Thread(target=end.wait)
     thread.start()
     with (tmp_path / "open").open("w"), subprocess.Popen(["sleep", "60"]) as child:
-        new = {kind: what for kind, what in left_since(before)}
+        new = dict(left_since(before))
         child.kill()
     assert new["thread"] is thread
     assert new["child"] == str(child.pid)
