@@ -60,7 +60,7 @@ test-traced: dev
 	rm -rf $(TRACED)/tests $(TRACED)/.coverage*
 	mkdir -p $(TRACED)
 	cp -a --parents $$(git ls-files --cached --others --exclude-standard src tests key_profiles) $(TRACED)/
-	cp -a setup.py pyproject.toml requirements*.txt README.md Makefile docs $(TRACED)/
+	cp -a setup.py pyproject.toml requirements*.txt README.md CHANGELOG.md Makefile image.mk docs scripts $(TRACED)/
 	cd $(TRACED) && AZAION_BUILD=traced $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace --parallel 2
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage run -m pytest -m "not slow and not exhaustive"
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage combine --quiet

@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="port of the loader; a free one where left out")
     given = parser.parse_args(arguments)
     started = time.monotonic()
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    # Both by name: a shell that starts this in the background has SIGINT ignored.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     try:
         with tempfile.TemporaryDirectory(prefix="azaion-demo-") as folder:
             _run(Path(folder), stay=given.stay, port=given.port)
