@@ -3,8 +3,7 @@
     with EngineProxy(host, Path("/tmp/p.sock")) as proxy:
         proxy.break_off("/images/load", nth=2, after_bytes=100_000)     # DOCKER_HOST=proxy.host
 
-It understands just enough of HTTP/1.1 (RFC 9112) to tell requests on a kept-alive connection apart: heads, bodies by
-length or in chunks. A connection that is upgraded is passed through from there on. Each rule fires once, at the nth
+A connection that is upgraded is passed through from there on. Each rule fires once, at the nth
 request whose path holds the rule's text, counted from the proxy's start; requests that no rule names pass unchanged.
 """
 
@@ -18,9 +17,8 @@ from pathlib import Path
 from typing import Literal, Self
 
 from azaion_devkit.hold import Hold
+from azaion_devkit.wire_requests import PIECE_BYTES, RequestReader
 
-PIECE_BYTES = 64 * 1024
-HEAD_LIMIT_BYTES = 64 * 1024
 JOIN_TIMEOUT_S = 5.0
 
 Action = Literal["break", "hang", "answer", "hold", "late"]
@@ -150,7 +148,7 @@ class EngineProxy:
             engine.connect(self._upstream)
             pump = threading.Thread(target=self._pump, args=(engine, client, muted), daemon=True)
             pump.start()
-            reader = _Reader(client)
+            reader = RequestReader(client)
             while (head := reader.head()) is not None:
                 if not self._pass(head, reader, client, engine, muted):
                     break
@@ -167,7 +165,7 @@ class EngineProxy:
             client.close()
 
     def _pass(  # noqa: PLR0912
-        self, head: bytes, reader: "_Reader", client: socket.socket, engine: socket.socket, muted: threading.Event
+        self, head: bytes, reader: RequestReader, client: socket.socket, engine: socket.socket, muted: threading.Event
     ) -> bool:
         """Pass one request on, or do to it what a rule says; False ends the connection."""
         rule = self._note(head)
@@ -206,7 +204,7 @@ class EngineProxy:
             self._stopping.wait()
         return False
 
-    def _keep(self, rule: _Rule, hold: Hold, head: bytes, reader: "_Reader", engine: socket.socket) -> bool:
+    def _keep(self, rule: _Rule, hold: Hold, head: bytes, reader: RequestReader, engine: socket.socket) -> bool:
         """Pass the first bytes of a body on, wait for the decision, then pass the rest; False ends the connection."""
         left = rule.after_bytes or 0
         body = reader.body(head)
@@ -262,69 +260,6 @@ class EngineProxy:
             # A killed engine resets a connection that it had not accepted yet: the client must learn of it.
             if not muted.is_set():
                 _shut(client)
-
-
-class _Reader:
-    """Requests off one connection."""
-
-    def __init__(self, source: socket.socket) -> None:
-        self._source = source
-        self._held = b""
-
-    def head(self) -> bytes | None:
-        """Return the next request's head with its empty line; None at the end of the connection."""
-        while (end := self._held.find(b"\r\n\r\n")) < 0:
-            if len(self._held) > HEAD_LIMIT_BYTES or not self._more():
-                return None
-        head, self._held = self._held[: end + 4], self._held[end + 4 :]
-        return head
-
-    def body(self, head: bytes) -> Iterator[bytes]:
-        """Yield the body as it stands on the wire, the frames of chunks included."""
-        if re.search(rb"\r\ntransfer-encoding:[^\r]*chunked", head, re.I):
-            size = -1
-            while size != 0:
-                line = self._line()
-                size = int(line.split(b";")[0], 16)
-                yield line
-                yield from self._exactly(size + 2)
-        elif match := re.search(rb"\r\ncontent-length: *(\d+)", head, re.I):
-            yield from self._exactly(int(match.group(1)))
-
-    def has_ended(self) -> bool:
-        """Whether the client has gone, with nothing of it left to read."""
-        try:
-            return not self._held and not self._source.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def rest(self) -> Iterator[bytes]:
-        """Yield everything that comes, until the end of the connection."""
-        while self._held or self._more():
-            piece, self._held = self._held, b""
-            yield piece
-
-    def _line(self) -> bytes:
-        while (end := self._held.find(b"\r\n")) < 0:
-            if not self._more():
-                raise ConnectionResetError
-        line, self._held = self._held[: end + 2], self._held[end + 2 :]
-        return line
-
-    def _exactly(self, length: int) -> Iterator[bytes]:
-        while length:
-            if not self._held and not self._more():
-                raise ConnectionResetError
-            piece, self._held = self._held[:length], self._held[length:]
-            length -= len(piece)
-            yield piece
-
-    def _more(self) -> bool:
-        data = self._source.recv(PIECE_BYTES)
-        self._held += data
-        return bool(data)
 
 
 def _shut(item: socket.socket) -> None:
