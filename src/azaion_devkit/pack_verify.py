@@ -16,6 +16,7 @@ from azaion_devkit.pack import PackError, check_platform, prove_archive, read_sm
 from azaion_devkit.pack_progress import PackProgress
 from azaion_loader.archive_model import ArchiveIndex, distinct_layers
 from azaion_loader.archive_signature import parse_signature, verify_signature
+from azaion_loader.archive_trust import signature_path
 from azaion_loader.errors import LoaderError
 from azaion_loader.required_images import short_tag
 from azaion_loader.security import archive_key
@@ -28,7 +29,7 @@ def verify(archive: Path, key_fragment: Path, public_key: Path | None) -> dict[s
         index = prove_archive(source, key, progress)
     found = describe(index)
     if public_key is not None:
-        found["signed"] = _signed(index, archive.with_name(f"{archive.name}.sig"), public_key)
+        found["signed"] = _signed(index, signature_path(archive), public_key)
     return found
 
 

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Callable, Sequence
 
 from azaion_loader import files
+from azaion_loader.archive_trust import signature_path
 from azaion_loader.device_conf import read_device_credentials
 from azaion_loader.diagnosis import Finding, failed, fine, skipped, warned
 from azaion_loader.docker_answers import EngineInfo
@@ -143,7 +144,7 @@ class DiskChecks:
             said = f"{path} has {about.st_size} bytes, which no whole archive has: its copy was cut off."
             return failed(name, "archive_cut", said, "Copy the archive again.")
         key_file = self._settings.archive_public_key_file
-        signature = path.with_name(path.name + ".sig")
+        signature = signature_path(path)
         if key_file is not None and not signature.exists():
             said = f"{signature} is missing, and ARCHIVE_PUBLIC_KEY_FILE demands it."
             return failed(name, "archive_untrusted", said, "Copy the signature beside the archive.")

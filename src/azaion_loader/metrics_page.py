@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -10,8 +10,6 @@ from azaion_loader import __version__
 from azaion_loader.metrics import COUNTERS, METRICS, Metrics
 from azaion_loader.progress import UnlockProgress
 from azaion_loader.unlock_state import UnlockState
-
-__all__ = ["CONTENT_TYPE_LATEST", "render"]
 
 _PREFIX = "azaion_loader_"
 
