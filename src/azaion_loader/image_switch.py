@@ -38,14 +38,15 @@ def _never() -> None:
 
 def finishing(cancelled: Callable[[], None], grace_s: float = _FINISH_S) -> Callable[[], None]:
     """Return a `cancelled` that raises what the given one raises, but only `grace_s` after it has first done so."""
-    first: list[float] = []
+    give_up: float | None = None
 
     def later() -> None:
+        nonlocal give_up
         try:
             cancelled()
         except LoaderError:
-            first.append(time.monotonic())
-            if time.monotonic() - first[0] >= grace_s:
+            give_up = give_up or time.monotonic() + grace_s
+            if time.monotonic() >= give_up:
                 raise
 
     return later
@@ -58,6 +59,10 @@ class ImageSwitch:
         self._docker = docker
         self._store = store
         self._journal = journal
+
+    def watched(self, cancelled: Callable[[], None]) -> "ImageSwitch":
+        """Return the same switch, whose calls of the engine end with what `cancelled` raises."""
+        return ImageSwitch(self._docker.watched(cancelled), self._store, self._journal)
 
     def switch(self, plan: UnlockPlan, record: RunRecord) -> None:
         """Give every tag of the plan its image, or leave all as they were.
@@ -179,7 +184,7 @@ class ImageSwitch:
 
     def _restore_after_failure(self, record: RunRecord) -> None:
         # A stop of the loader is one of the failures: its own watch would end each call that restores.
-        unwatched = ImageSwitch(self._docker.watched(_never), self._store, self._journal)
+        unwatched = self.watched(_never)
         for left in reversed(range(_RESTORE_TRIES)):
             try:
                 unwatched.restore(record)

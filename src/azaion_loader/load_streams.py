@@ -44,9 +44,9 @@ class StepRun:
 
 
 class LoadStreams:
-    """Does `work` for each step, at most `parallel` at a time, not counting those that wait for another's end.
-    A context manager that leaves no thread behind.
+    """Does `work` for each step; a context manager that leaves no thread behind.
 
+    At most `parallel` steps have their turn at a time; those that wait for another's end don't count.
     `work` gets the step and its StepRun. `cancelled` raises Interrupted when the loader is stopping.
     """
 
@@ -129,21 +129,27 @@ class LoadStreams:
         while self._failed_at is None:
             try:
                 self._take_turn()
-                with self._guard:
-                    number = next(self._left, None)
-                if number is not None:
-                    step = self._steps[number]
-                    if step.after is not None:
-                        self._wait(self._gate)  # in order, so nobody behind it is kept from beginning
-                    self._work(step, StepRun(self, step.after))
+                more = self._take_step()
             except BaseException as error:  # noqa: BLE001 - handed to `finish`, which raises it
                 # All the others end too, so nobody misses a turn that is not given back.
                 self._fail(error)
                 return
             self._turns.release()
-            if number is None:
+            if not more:
                 return
-            self._done[number].set()
+
+    def _take_step(self) -> bool:
+        """Do the next step; False when none is left."""
+        with self._guard:
+            number = next(self._left, None)
+        if number is None:
+            return False
+        step = self._steps[number]
+        if step.after is not None:
+            self._wait(self._gate)  # in order, so nobody behind it is kept from beginning
+        self._work(step, StepRun(self, step.after))
+        self._done[number].set()
+        return True
 
     def _fail(self, error: BaseException) -> None:
         with self._guard:

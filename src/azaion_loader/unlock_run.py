@@ -151,8 +151,7 @@ class UnlockRun:
                 self._meter.stage("switching the tags")
                 self._cancelled()
                 # From here on the run finishes what it has begun, unless the engine takes too long.
-                finishing_docker = self._docker.watched(finishing(self._cancelled))
-                ImageSwitch(finishing_docker, engine.store, self._journal).switch(plan, record)
+                switch.watched(finishing(self._cancelled)).switch(plan, record)
             except Interrupted:
                 # What is staged is proved by the next run and need not be sent again.
                 raise
