@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from azaion_devkit.engine import engine
+from azaion_loader.settings import Settings
 
 # A developer's own settings must not reach the tests.
 _SETTINGS = (
@@ -30,6 +32,18 @@ _SETTINGS = (
 def _clean_environment() -> None:
     for name in _SETTINGS:
         os.environ.pop(name, None)
+
+
+@pytest.fixture
+def lonely(tmp_path: Path) -> Settings:
+    """Settings of a device that has nothing: no archive, no credentials, no engine's client, no Resource API."""
+    return Settings(
+        data_dir=tmp_path / "data",
+        images_path=tmp_path / "images.enc",
+        device_conf=tmp_path / "device.conf",
+        docker_cli="docker-that-is-not-there",
+        resource_api_url="http://127.0.0.1:9",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """What the OpenAPI document promises, tried by schemathesis on the endpoints for operators."""
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import schemathesis
@@ -13,17 +13,8 @@ PATHS = ["/version", "/metrics", "/resources/{folder}", "/unlock/progress", "/he
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_the_service_keeps_its_description(path: str, tmp_path: Path) -> None:
-    app = create_app(
-        Settings(
-            data_dir=tmp_path / "data",
-            images_path=tmp_path / "images.enc",
-            device_conf=tmp_path / "device.conf",
-            docker_cli="docker-that-is-not-there",
-            resource_api_url="http://127.0.0.1:9",
-            connect_timeout_s=1.0,
-        )
-    )
+def test_the_service_keeps_its_description(path: str, lonely: Settings) -> None:
+    app = create_app(replace(lonely, connect_timeout_s=1.0))
     document = schemathesis.openapi.from_asgi("/openapi.json", app)
     operation = document[path]["GET"]
     tried = []

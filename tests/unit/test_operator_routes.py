@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,10 @@ from azaion_loader.settings import Settings
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> FastAPI:
+def app(lonely: Settings, tmp_path: Path) -> FastAPI:
     token = tmp_path / "token"
     token.write_text("the-token")
-    return create_app(
-        Settings(
-            data_dir=tmp_path / "data",
-            images_path=tmp_path / "images.enc",
-            device_conf=tmp_path / "device.conf",
-            docker_cli="docker-that-is-not-there",
-            resource_api_url="http://127.0.0.1:9",
-            loader_api_token_file=token,
-        )
-    )
+    return create_app(replace(lonely, loader_api_token_file=token))
 
 
 def ask(app: FastAPI, path: str, token: str | None = "the-token") -> httpx.Response:  # noqa: S107 - of this test only
