@@ -1,5 +1,6 @@
 """The bounds on a connection: how long headers may take, how large they may be, and how nonsense is answered."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -155,3 +156,29 @@ def test_nonsense_is_answered_in_the_house_s_words(address: Path) -> None:
         connection.sendall(b"\0\xff nonsense\r\n\r\n")
         status, body = read_answer(connection)
         assert (status, set(json.loads(body))) == (b"400", {"detail", "code"})
+
+
+def test_an_answer_never_waits_for_the_acknowledgement_of_its_headers():
+    # Such a wait is 40 ms for each request of a kept connection: asserted by the option, not by the clock.
+    options: list[int] = []
+
+    class Noting(BoundedHttpProtocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            accepted = transport.get_extra_info("socket")
+            options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, http=Noting, ws="none", lifespan="off", log_config=None)
+    server = HttpServer(config, lambda: None)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        with socket.create_connection(listener.getsockname(), timeout=10) as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: loader\r\n\r\n")
+            assert read_answer(connection) == (b"200", b"0")
+    finally:
+        server.should_exit = True
+        thread.join(10)
+    assert not thread.is_alive()
+    assert options == [1]
