@@ -70,7 +70,10 @@ class ImageInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """The engine, and which client speaks to it; `architecture` is GOARCH's word, `root_dir` the engine's directory."""
+    """The engine, and which client speaks to it; `architecture` is GOARCH's word, `root_dir` the engine's directory.
+
+    `context` names that of Docker's client (see `docker context`); "" where the client does not say it.
+    """
 
     version: str
     os: str
@@ -78,6 +81,7 @@ class EngineInfo:
     store: Store
     root_dir: Path | None
     client: Literal["docker", "podman"] = "docker"
+    context: str = ""
 
 
 def parse_images(output: bytes, *, short_names: bool) -> list[ImageInfo]:
@@ -115,12 +119,14 @@ def parse_info(output: bytes) -> EngineInfo:
         lines = server_errors if isinstance(server_errors, list) else [server_errors]
         raise fault("answer", 1, "\n".join(str(line) for line in lines).encode())
     root = _text(value, "DockerRootDir")
+    client = value.get("ClientInfo")
     return EngineInfo(
         version=_text(value, "ServerVersion"),
         os=_text(value, "OSType"),
         architecture=_architecture(_text(value, "Architecture")),
         store=_store(value),
         root_dir=Path(root) if root else None,
+        context=_text(client, "Context") if isinstance(client, dict) else "",
     )
 
 

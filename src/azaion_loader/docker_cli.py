@@ -11,6 +11,7 @@ An exit code of 0 is no proof of a load, so the caller compares IDs afterwards.
 import contextlib
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from azaion_loader.docker_answers import (
     parse_images,
     parse_info,
 )
+from azaion_loader.docker_batches import batches
 from azaion_loader.errors import DockerFailed, DockerStalled, DockerUnavailable, LoaderError
 from azaion_loader.processes import (
     TERM_GRACE_S,
@@ -46,10 +48,6 @@ ANSWER_LIMIT_BYTES = 16 << 20
 # order. podman does the engine's work itself, so it gets the time.
 LOAD_TERM_GRACE_S = {"docker": 0.0}
 SPOOL_PREFIX = "azaion-load-"
-# An answer holds some 10 KiB for each image, and a complaint names each absent one up to three times: both have to
-# stay within their bounds, or the rest could not be read. (The system's own bound on arguments is megabytes.)
-BATCH_REFERENCES = 64
-BATCH_CHARACTERS = 8 * 1024
 
 ADVICE = "restart it (systemctl restart docker), then try again"
 
@@ -72,6 +70,8 @@ class DockerCli:
         self._stall_timeout_s = stall_timeout_s
         self._cancelled = cancelled
         self._engine: EngineInfo | None = None
+        # Threads that ask other questions meanwhile wait for the answer to `info` and don't ask for it once more.
+        self._asking = threading.RLock()
 
     def watched(self, cancelled: Callable[[], None]) -> "DockerCli":
         """Return the same engine, whose short commands end with what `cancelled` raises."""
@@ -85,13 +85,14 @@ class DockerCli:
         `root_dir` is set only where that directory is this machine's and can be seen from here.
         Raises DockerUnavailable, DockerFailed, DockerStalled.
         """
-        outcome = self._run(["info", "--format", "{{json .}}"])
-        # A client without an engine may exit with 1 and yet print its own half of the answer.
-        if outcome.exit_code != 0:
-            raise fault("answer", outcome.exit_code, outcome.stderr)
-        info = parse_info(outcome.stdout)
-        self._engine = info if info.root_dir is not None and self._sees(info) else replace(info, root_dir=None)
-        return self._engine
+        with self._asking:
+            outcome = self._run(["info", "--format", "{{json .}}"])
+            # A client without an engine may exit with 1 and yet print its own half of the answer.
+            if outcome.exit_code != 0:
+                raise fault("answer", outcome.exit_code, outcome.stderr)
+            info = parse_info(outcome.stdout)
+            self._engine = info if info.root_dir is not None and self._sees(info) else replace(info, root_dir=None)
+            return self._engine
 
     def inspect(self, references: Sequence[str]) -> dict[str, ImageInfo]:
         """Describe images by name, tag or ID; those that the engine does not hold are left out.
@@ -99,7 +100,7 @@ class DockerCli:
         Raises DockerUnavailable, DockerFailed, DockerStalled.
         """
         found: dict[str, ImageInfo] = {}
-        for batch in _batches(dict.fromkeys(references)):
+        for batch in batches(dict.fromkeys(references)):
             found.update(self._inspect_batch(batch))
         return found
 
@@ -115,7 +116,7 @@ class DockerCli:
         """
         listed = self._words("list its containers", ["container", "ls", "--all", "--quiet", "--no-trunc"])
         used: set[str] = set()
-        for batch in _batches(dict.fromkeys(listed)):
+        for batch in batches(dict.fromkeys(listed)):
             outcome = self._run(["container", "inspect", "--format", "{{.Image}}", "--", *batch])
             # A container may be gone since it was listed: then it uses nothing.
             if outcome.exit_code != 0 and absent_references(outcome.stderr, batch) is None:
@@ -139,7 +140,7 @@ class DockerCli:
         DockerStalled.
         """
         first: LoaderError | None = None
-        for batch in _batches(references):
+        for batch in batches(references):
             outcome = self._run(["image", "rm", "--no-prune", "--", *batch])
             if outcome.exit_code != 0 and absent_references(outcome.stderr, batch) is None:
                 first = first or fault(f"remove {', '.join(batch)}", outcome.exit_code, outcome.stderr)
@@ -209,7 +210,8 @@ class DockerCli:
         return found
 
     def _known_engine(self) -> EngineInfo:
-        return self._engine if self._engine is not None else self.info()
+        with self._asking:
+            return self._engine if self._engine is not None else self.info()
 
     @contextlib.contextmanager
     def _load_environment(self) -> Iterator[dict[str, str]]:
@@ -237,14 +239,19 @@ class DockerCli:
 
     def _sees(self, info: EngineInfo) -> bool:
         """Whether the engine's directory is one of this machine's, and visible (a container has it only if mounted)."""
-        if info.client == "docker":
-            outcome = self._run(["context", "inspect", "--format", "{{.Endpoints.docker.Host}}"])
-            if outcome.exit_code != 0 or not outcome.stdout.startswith(b"unix://"):
-                return False
+        if info.client == "docker" and not self._endpoint(info.context).startswith("unix://"):
+            return False
         try:
             return info.root_dir is not None and info.root_dir.is_dir()
         except OSError:
             return False
+
+    def _endpoint(self, context: str) -> str:
+        """Return where the engine of a context of Docker's client is; the default one is not worth a call."""
+        if context == "default":
+            return child_environment().get("DOCKER_HOST") or "unix://"
+        outcome = self._run(["context", "inspect", "--format", "{{.Endpoints.docker.Host}}"])
+        return outcome.stdout.decode(errors="replace") if outcome.exit_code == 0 else ""
 
     def _words(self, action: str, arguments: Sequence[str]) -> list[str]:
         outcome = self._run(arguments)
@@ -277,19 +284,6 @@ class DockerCli:
             f"The container engine's client “{self._command}” can't be run ({error}): install it, or name another in "
             "DOCKER_CLI"
         )
-
-
-def _batches(references: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    characters = 0
-    for reference in references:
-        if batch and (len(batch) == BATCH_REFERENCES or characters + len(reference) > BATCH_CHARACTERS):
-            yield batch
-            batch, characters = [], 0
-        batch.append(reference)
-        characters += len(reference)
-    if batch:
-        yield batch
 
 
 def _with_algorithm(identity: str) -> str:

@@ -5,6 +5,7 @@ images alive (a containerd store drops an image when its last tag is replaced); 
 entry is emptied, which is the commit; then the rollback tags go.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,32 +65,30 @@ class ImageSwitch:
         """Return the same switch, whose calls of the engine end with what `cancelled` raises."""
         return ImageSwitch(self._docker.watched(cancelled), self._store, self._journal)
 
-    def switch(self, plan: UnlockPlan, record: RunRecord) -> None:
-        """Give every tag of the plan its image, or leave all as they were.
+    def switch(self, plan: UnlockPlan, record: RunRecord) -> list[str]:
+        """Give every tag of the plan its image, or leave all as they were; return the tags to `discard` afterwards.
 
         Every image must stand in the engine, under its `source` or its staging tag. Raises ImagesMissing if a tag
         does not name its image afterwards, DockerError or DiskFull; the tags are restored before it raises.
         """
         if not plan.moves:
-            return
+            return []
         moves = tuple(
             TagMove(tag, plan.before.get(tag), f"{ROLLBACK_REPOSITORY}:{record.run_id}-{number}")
             for number, (tag, _) in enumerate(plan.moves)
         )
         self._journal.write_run(replace(record, switch=moves))
         try:
-            for move in moves:
-                if move.before is not None:
-                    self._docker.tag(move.before, move.rollback)
             # Side by side, since the moment in which a kill leaves a mix should be short.
             with ThreadPoolExecutor(_TAGS_AT_ONCE, thread_name_prefix="tag") as pool:
+                list(pool.map(lambda old: self._docker.tag(*old), [(m.before, m.rollback) for m in moves if m.before]))
                 list(pool.map(lambda move: self._docker.tag(move[1].source or move[1].staged, move[0]), plan.moves))
             self.prove(plan)
         except BaseException:
             self._restore_after_failure(replace(record, switch=moves))
             raise
         self._journal.write_run(replace(record, switch=()))
-        self._drop_rollback(moves)
+        return self._release([(move.rollback, move.tag) for move in moves if move.before is not None])
 
     def prove(self, plan: UnlockPlan) -> None:
         """Raise ImagesMissing unless each tag of the plan names the archive's image."""
@@ -123,25 +122,21 @@ class ImageSwitch:
                 self._docker.remove(move.rollback)
         self._journal.write_run(replace(record, switch=()))
 
-    def discard_staged(self, tags: Sequence[str]) -> bool:
-        """Remove staging tags, and with them the images that nothing else names; False if the engine is gone.
+    def discard(self, tags: Sequence[str]) -> None:
+        """Remove staging and released rollback tags, and with them the images that nothing else names.
 
         Faults are logged, not raised: this runs after a failure whose own report matters more, and the next run
         sweeps again.
         """
         if not tags:
-            return True
+            return
         try:
             self._docker.remove(*dict.fromkeys(tags))
-        except (DockerStalled, DockerUnavailable) as err:
-            logger.warning("Staged images stay until the next run: {}", err.message)
-            return False
         except LoaderError as err:
-            logger.warning("Staged images could not be removed: {}", err.message)
-        return True
+            logger.warning("{} tags of the loader's own stay until the next run: {}", len(tags), err.message)
 
     def discard_late(self, tags: Sequence[str], given_bytes: int, cancelled: Callable[[], None]) -> None:
-        """Like `discard_staged`, and look again for a bounded time: a load whose client is gone may still come true.
+        """Like `discard`, and look again for a bounded time: a load whose client is gone may still come true.
 
         `given_bytes` is what the engine was to be given. `cancelled` raises Interrupted to end the wait.
         """
@@ -149,7 +144,7 @@ class ImageSwitch:
         # By name, seen or not: after a failed load a containerd store may hold a name that it does not list.
         present = tags
         while True:
-            self.discard_staged(present)
+            self.discard(present)
             if time.monotonic() >= give_up:
                 return
             try:
@@ -169,16 +164,14 @@ class ImageSwitch:
         Return the images that are sure to stand afterwards.
         """
         discarded = left_over_tags(engine, STAGING_REPOSITORY, keep_staged)
-        self.discard_staged(discarded)
+        self.discard(discarded)
         ours = (f"{STAGING_REPOSITORY}:", f"{ROLLBACK_REPOSITORY}:")
         names = (short_tag(tag) for info in engine for tag in info.tags)
         standing = next((name for name in names if not name.startswith(ours)), None)
         rollback = left_over_tags(engine, ROLLBACK_REPOSITORY, ())
-        for tag in rollback:
-            if standing is not None:
-                self._untag(tag, standing)
-            else:
-                self._docker.remove(tag)
+        if standing is not None:
+            rollback = self._release([(tag, standing) for tag in rollback])
+        self.discard(rollback)
         gone = {*discarded, *rollback}
         return [info for info in engine if not info.tags or not gone.issuperset(map(short_tag, info.tags))]
 
@@ -196,22 +189,27 @@ class ImageSwitch:
                 logger.error("The tags could not be restored yet, the next run will: {}", err.message)
             return
 
-    def _drop_rollback(self, moves: tuple[TagMove, ...]) -> None:
-        for move in moves:
-            if move.before is not None:
-                try:
-                    self._untag(move.rollback, move.tag)
-                except LoaderError as err:
-                    logger.warning("The rollback tag {} stays until the next run: {}", move.rollback, err.message)
-                    if isinstance(err, DockerStalled | DockerUnavailable):
-                        return
-
-    def _untag(self, rollback: str, standing: str) -> None:
-        """Drop a rollback tag without deleting the old image.
+    def _release(self, rollback: Sequence[tuple[str, str]]) -> list[str]:
+        """Let rollback tags go without the old images; each comes with a tag that stands. Return those to remove.
 
         `docker rmi` of an image's last tag deletes the image, and fails if a container runs from it. A tag that has
         first been moved to an image with other names can always go, and the old image stays, untagged, for the
-        clean-up that knows which images are the loader's own.
+        clean-up that knows which images are the loader's own. A fault is logged: the next run sweeps.
         """
-        self._docker.tag(standing, rollback)
-        self._docker.remove(rollback)
+        engine_gone = threading.Event()
+
+        def release(tags: tuple[str, str]) -> str | None:
+            rollback, standing = tags
+            if engine_gone.is_set():
+                return None
+            try:
+                self._docker.tag(standing, rollback)
+            except LoaderError as err:
+                logger.warning("The rollback tag {} stays until the next run: {}", rollback, err.message)
+                if isinstance(err, DockerStalled | DockerUnavailable):
+                    engine_gone.set()
+                return None
+            return rollback
+
+        with ThreadPoolExecutor(_TAGS_AT_ONCE, thread_name_prefix="tag") as pool:
+            return [tag for tag in pool.map(release, rollback) if tag is not None]

@@ -156,10 +156,10 @@ def left_over_tags(engine: Sequence[ImageInfo], repository: str, keep: Iterable[
     return sorted(tag for tag in names if tag.startswith(f"{repository}:") and tag not in wanted)
 
 
-def superseded(loaded: Iterable[str], engine: Sequence[ImageInfo], used: Iterable[str]) -> list[str]:
+def superseded(old: Iterable[ImageInfo], used: Iterable[str]) -> list[str]:
     """Return the IDs of images that an earlier run loaded and that no tag and no container uses any more."""
     kept = set(used)
-    return sorted(info.id for info in engine if info.id in set(loaded) and not info.tags and info.id not in kept)
+    return sorted({info.id for info in old if not info.tags and info.id not in kept})
 
 
 def _plain(value: object) -> object:

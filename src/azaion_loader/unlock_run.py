@@ -85,12 +85,12 @@ class UnlockRun:
             logger.info("All required images are present under the tag {}", self._settings.api_version)
             self._sweep_left_overs()
             return
-        self._log_in(credentials)
-        self._cancelled()
         # The engine takes its time to answer, so it is asked while the key is fetched and the archive's index is read.
         pool = ThreadPoolExecutor(2, thread_name_prefix="unlock-engine")
         try:
             engine_answer = pool.submit(self._docker.info), pool.submit(self._docker.images)
+            self._log_in(credentials)
+            self._cancelled()
             self._enter(UnlockState.DOWNLOADING_KEY)
             key_fragment = self._fetch_key_fragment()
             self._cancelled()
@@ -151,7 +151,7 @@ class UnlockRun:
                 self._meter.stage("switching the tags")
                 self._cancelled()
                 # From here on the run finishes what it has begun, unless the engine takes too long.
-                switch.watched(finishing(self._cancelled)).switch(plan, record)
+                released = switch.watched(finishing(self._cancelled)).switch(plan, record)
             except Interrupted:
                 # What is staged is proved by the next run and need not be sent again.
                 raise
@@ -160,9 +160,9 @@ class UnlockRun:
                 if given_bytes:
                     switch.discard_late(staged, given_bytes, self._cancelled)
                 else:
-                    switch.discard_staged(staged)
+                    switch.discard(staged)
                 raise
-        switch.discard_staged(staged)
+        switch.discard([*released, *staged])
         self._remove_superseded(plan, ledger, new_ids)
 
     def _write_ledger(self, ledger: Ledger, **changes: Any) -> Ledger:
@@ -202,12 +202,12 @@ class UnlockRun:
         if not self._settings.remove_superseded_images or ledger.loaded <= current:
             return
         try:
-            engine = self._docker.images()
-            gone = superseded(ledger.loaded - current, engine, self._docker.used_image_ids())
+            old = list(self._docker.inspect(sorted(ledger.loaded - current)).values())
+            gone = superseded(old, self._docker.used_image_ids())
             for image_id in gone:
                 logger.info("Removing the superseded image {}", image_id)
-                self._docker.remove(image_id)
-            present = {info.id for info in engine}.difference(gone)
+            self._docker.remove(*gone)
+            present = {info.id for info in old}.difference(gone)
             self._write_ledger(ledger, loaded=ledger.loaded & (present | current))
         except (LoaderError, OSError) as err:
             logger.warning("Superseded images stay until the next run: {}", err)

@@ -170,7 +170,7 @@ MUTATIONS = {
     "images that appear late stay": (
         "unlock_run",
         "switch.discard_late(staged, given_bytes, self._cancelled)",
-        "switch.discard_staged(staged)",
+        "switch.discard(staged)",
         "engine finishes a lost load late",
     ),
     "tags are not put back": (

@@ -5,7 +5,9 @@ import json
 import os
 import stat
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ from hypothesis import strategies as st
 
 from azaion_devkit.leftovers import belongings, left_since
 from azaion_loader.docker_answers import absent_references, fault, parse_images, parse_info
-from azaion_loader.docker_cli import ANSWER_LIMIT_BYTES, BATCH_REFERENCES, DockerCli, EngineInfo, ImageInfo
+from azaion_loader.docker_batches import BATCH_REFERENCES
+from azaion_loader.docker_cli import ANSWER_LIMIT_BYTES, DockerCli, EngineInfo, ImageInfo
 from azaion_loader.errors import (
     DiskFull,
     DockerFailed,
@@ -120,6 +123,10 @@ class FakeClient:
         return DockerCli(str(self.path), 5.0, 1.0)
 
     @property
+    def has_calls(self) -> bool:
+        return (self._directory / "calls").exists()
+
+    @property
     def calls(self) -> list[list[str]]:
         return [json.loads(line) for line in (self._directory / "calls").read_text().splitlines()]
 
@@ -180,6 +187,38 @@ def test_info_of_docker(client: FakeClient) -> None:
 def test_the_engine_of_another_machine_has_no_directory_here(client: FakeClient) -> None:
     body = ANSWERS_LIKE_DOCKER.replace("unix:///var/run/docker.sock", "tcp://10.0.0.1:2376")
     assert client.does(body).info().root_dir is None
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [(None, Path("/")), ("unix:///run/other.sock", Path("/")), ("tcp://10.0.0.1:2376", None)]
+)
+def test_the_default_context_needs_no_question(
+    client: FakeClient, monkeypatch: pytest.MonkeyPatch, host: str | None, expected: Path | None
+) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    if host is not None:
+        monkeypatch.setenv("DOCKER_HOST", host)
+    cli = client.does(f"show({ {**DOCKER_INFO, 'ClientInfo': {'Context': 'default'}}!r})")
+    assert cli.info().root_dir == expected
+    assert len(client.calls) == 1
+
+
+def test_another_context_is_asked_for_its_engine(client: FakeClient) -> None:
+    body = ANSWERS_LIKE_DOCKER.replace("'DockerRootDir'", "'ClientInfo': {'Context': 'far'}, 'DockerRootDir'")
+    assert client.does(body.replace("unix:///var/run/docker.sock", "ssh://far")).info().root_dir is None
+    assert len(client.calls) == 2
+
+
+def test_the_engine_is_asked_once_by_threads_that_need_to_know_it(client: FakeClient) -> None:
+    cli = client.does(f"{DOCKER_28}if args[0] == 'info': time.sleep(1)\n{ANSWERS_LIKE_DOCKER}")
+    with ThreadPoolExecutor(2) as pool:
+        info = pool.submit(cli.info)
+        while not client.has_calls and not info.done():
+            time.sleep(0.01)
+        found = pool.submit(cli.inspect, ["a/b:1"])
+        assert found.result(30)
+        assert info.result(30).version
+    assert sum(call[0] == "info" for call in client.calls) == 1
 
 
 def test_a_directory_that_can_not_be_seen_is_left_out(client: FakeClient) -> None:

@@ -148,6 +148,6 @@ def test_left_over_tags_are_ours_and_not_wanted() -> None:
     assert left_over_tags(engine, ROLLBACK_REPOSITORY, ()) == [f"{ROLLBACK_REPOSITORY}:r-0"]
 
 
-def test_only_our_own_unused_untagged_images_are_superseded() -> None:
-    engine = [engine_image(1), engine_image(2, "a/x:1"), engine_image(3), engine_image(4)]
-    assert superseded([digest(1), digest(2), digest(3)], engine, [digest(3)]) == [digest(1)]
+def test_only_unused_untagged_images_are_superseded() -> None:
+    old = [engine_image(1), engine_image(2, "a/x:1"), engine_image(3), engine_image(1)]
+    assert superseded(old, [digest(3)]) == [digest(1)]
