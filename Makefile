@@ -67,9 +67,10 @@ test-traced: dev
 	cd $(TRACED) && PYTHONPATH=src $(CURDIR)/$(BIN)/python -m coverage report
 
 FAMILY ?=
-test-faults: dev ## every fault suite; `make test-faults FAMILY='kill matrix'` runs one
+FAILED ?=
+test-faults: dev ## every fault suite; `make test-faults FAMILY='kill matrix'` runs one, FAILED=1 what failed before
 	scripts/need faults
-	$(BIN)/python -m tests.faults.report $(if $(FAMILY),--family '$(FAMILY)')
+	$(BIN)/python -m tests.faults.report $(if $(FAMILY),--family '$(FAMILY)') $(if $(FAILED),--last-failed)
 
 test-browser: dev ## the operator's page in a real headless Chromium; pictures in build/screenshots
 	scripts/need browser

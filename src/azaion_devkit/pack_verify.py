@@ -15,11 +15,11 @@ from typing import Any
 from azaion_devkit.pack import PackError, check_platform, prove_archive, read_small
 from azaion_devkit.pack_progress import PackProgress
 from azaion_loader.archive_model import ArchiveIndex, distinct_layers
-from azaion_loader.archive_signature import parse_signature, verify_signature
-from azaion_loader.archive_trust import signature_path
+from azaion_loader.archive_trust import check_trust
 from azaion_loader.errors import LoaderError
 from azaion_loader.required_images import short_tag
 from azaion_loader.security import archive_key
+from azaion_loader.unlock_plan import tagged_images
 
 
 def verify(archive: Path, key_fragment: Path, public_key: Path | None) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def verify(archive: Path, key_fragment: Path, public_key: Path | None) -> dict[s
         index = prove_archive(source, key, progress)
     found = describe(index)
     if public_key is not None:
-        found["signed"] = _signed(index, signature_path(archive), public_key)
+        found["signed"] = check_trust(archive, public_key, tagged_images(index.images), None, allow_downgrade=False)
     return found
 
 
@@ -53,15 +53,6 @@ def describe(index: ArchiveIndex) -> dict[str, Any]:
             for image in index.images
         ],
     }
-
-
-def _signed(index: ArchiveIndex, beside: Path, public_key: Path) -> str:
-    signature = parse_signature(read_small(beside, "signature"))
-    verify_signature(signature, read_small(public_key, "public key"))
-    digests = {short_tag(tag): image.config_digest for image in index.images for tag in image.tags}
-    if wrong := [tag for tag, digest in signature.images.items() if digests.get(tag) != digest]:
-        raise PackError(f"The signature is of other images: {', '.join(sorted(wrong))}.")
-    return signature.created
 
 
 def main(arguments: Sequence[str]) -> int:

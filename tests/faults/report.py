@@ -142,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--family", choices=list(FAMILIES), help="only this one; the document is not written then")
     parser.add_argument("--fast", action="store_true", help="only what `make test` runs")
+    parser.add_argument("--last-failed", action="store_true", help="only what failed the last time; writes no document")
     options = parser.parse_args()
     recorder = Recorder(options.family)
     arguments = [
@@ -151,8 +152,10 @@ def main() -> int:
         f"--session-timeout={SESSION_TIMEOUT_S}",
         "--timeout=300",
     ]
+    if options.last_failed:
+        arguments += ["--last-failed", "--last-failed-no-failures=none"]
     code = int(pytest.main([*arguments, *PATHS], plugins=[recorder]))
-    if code or options.family or options.fast:
+    if code or options.family or options.fast or options.last_failed:
         return code
     skipped = sum(count.skipped for count in recorder.counts.values())
     if skipped:
