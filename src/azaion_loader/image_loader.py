@@ -17,6 +17,7 @@ from azaion_loader.archive_model import ArchiveImage, ArchiveIndex, Layer, Reade
 from azaion_loader.docker_answers import EngineInfo
 from azaion_loader.docker_cli import DockerCli
 from azaion_loader.errors import DockerFailed, ImagesMissing
+from azaion_loader.load_pace import pace
 from azaion_loader.load_streams import LoadStreams, StepRun
 from azaion_loader.load_tree import LoadStep, Shape, branching_steps, whole_step
 from azaion_loader.progress import ProgressMeter
@@ -135,7 +136,8 @@ class ImageLoader:
 
     def _begin(self, steps: Sequence[LoadStep]) -> None:
         if steps:
-            streams = LoadStreams(steps, self._give, parallel=self._parallel, cancelled=self._cancelled)
+            giving, ending = pace(self._engine, self._parallel)
+            streams = LoadStreams(steps, self._give, giving=giving, ending=ending, cancelled=self._cancelled)
             self._streams = self._stack.enter_context(streams)
 
     def _prove(self) -> None:

@@ -2,8 +2,9 @@
 
 A step's bytes go to the engine as soon as its turn comes. Its end, without which the engine registers nothing, is
 held back until the gate is open (all is proved) and the step before it is done. What builds on another step begins
-after the gate: until then the proof needs the cores more. While such a step waits for the one before it, its turn is
-another's, since registering a large base keeps less than two cores busy.
+after the gate: until then the proof needs the cores more. A step has one of few turns while it is given bytes, and
+one of others while it ends, which is the engine's work alone; in between it waits without a turn, so the next one is
+given bytes while a large base is being registered.
 """
 
 import threading
@@ -28,10 +29,11 @@ class Stopped(Exception):
 class StepRun:
     """What a step's work may ask for while it runs."""
 
-    def __init__(self, streams: "LoadStreams", after: int | None) -> None:
+    def __init__(self, streams: "LoadStreams", after: int | None, turn: threading.Semaphore) -> None:
         self._streams = streams
         self._after = after
         self._ended = False
+        self.turn = turn
 
     def cancelled(self) -> None:
         """Raise Interrupted when the loader is stopping, or what ends this step because another one failed."""
@@ -39,15 +41,15 @@ class StepRun:
 
     def before_end(self) -> None:
         """Wait until the end of the stream may be given. Raises what `cancelled` raises."""
-        self._streams.wait_until_free(self._after)
+        self.turn = self._streams.wait_until_free(self._after, self.turn)
         self._ended = True
 
 
 class LoadStreams:
     """Does `work` for each step; a context manager that leaves no thread behind.
 
-    At most `parallel` steps have their turn at a time; those that wait for another's end don't count.
-    `work` gets the step and its StepRun. `cancelled` raises Interrupted when the loader is stopping.
+    At most `giving` steps are given bytes at a time, and at most `ending` are ended. `work` gets the step and its
+    StepRun. `cancelled` raises Interrupted when the loader is stopping.
     """
 
     def __init__(
@@ -55,7 +57,8 @@ class LoadStreams:
         steps: Sequence[LoadStep],
         work: Callable[[LoadStep, StepRun], None],
         *,
-        parallel: int,
+        giving: int,
+        ending: int,
         cancelled: Callable[[], None],
     ) -> None:
         self._steps = steps
@@ -63,7 +66,8 @@ class LoadStreams:
         self._cancelled = cancelled
         self._guard = threading.Lock()
         self._gate = threading.Event()
-        self._turns = threading.Semaphore(parallel)
+        self._givings = threading.Semaphore(giving)
+        self._endings = threading.Semaphore(ending)
         self._done = [threading.Event() for _ in steps]
         # Steps are taken in their order, so one that waits for another waits for what is done or being done.
         self._left = iter(range(len(steps)))
@@ -71,7 +75,7 @@ class LoadStreams:
         self._failed_at: float | None = None
         self._threads = [
             threading.Thread(target=self._take_steps, name=f"load-{number}", daemon=True)
-            for number in range(min(parallel + WAITING_MAX, len(steps)))
+            for number in range(min(giving + WAITING_MAX, len(steps)))
         ]
 
     def start(self) -> None:
@@ -108,48 +112,54 @@ class LoadStreams:
         if failed_at is not None and not (settling and time.monotonic() - failed_at < SETTLE_S):
             raise Stopped
 
-    def wait_until_free(self, after: int | None) -> None:
-        """Wait for the gate, and for the step number `after`, if any; called by a step that has its turn."""
+    def wait_until_free(self, after: int | None, turn: threading.Semaphore) -> threading.Semaphore:
+        """Give `turn` back, wait for the gate and the step number `after`, if any, and return a turn to end with.
+
+        Raises what `check` raises.
+        """
+        turn.release()
         self._wait(self._gate)
-        if after is not None and not self._done[after].is_set():
-            self._turns.release()
+        if after is not None:
             self._wait(self._done[after])
-            self._take_turn()
+        self._take(self._endings)
         self.check(settling=False)
+        return self._endings
 
     def _wait(self, event: threading.Event) -> None:
         while not event.wait(TICK_S):
             self.check(settling=False)
 
-    def _take_turn(self) -> None:
-        while not self._turns.acquire(timeout=TICK_S):
+    def _take(self, turn: threading.Semaphore) -> None:
+        while not turn.acquire(timeout=TICK_S):
             self.check(settling=False)
 
     def _take_steps(self) -> None:
         while self._failed_at is None:
             try:
-                self._take_turn()
-                more = self._take_step()
+                self._take(self._givings)
+                turn = self._take_step()
             except BaseException as error:  # noqa: BLE001 - handed to `finish`, which raises it
                 # All the others end too, so nobody misses a turn that is not given back.
                 self._fail(error)
                 return
-            self._turns.release()
-            if not more:
+            if turn is None:
+                self._givings.release()
                 return
+            turn.release()
 
-    def _take_step(self) -> bool:
-        """Do the next step; False when none is left."""
+    def _take_step(self) -> threading.Semaphore | None:
+        """Do the next step and return the turn that it had at its end; None when no step is left."""
         with self._guard:
             number = next(self._left, None)
         if number is None:
-            return False
+            return None
         step = self._steps[number]
         if step.after is not None:
             self._wait(self._gate)  # in order, so nobody behind it is kept from beginning
-        self._work(step, StepRun(self, step.after))
+        run = StepRun(self, step.after, self._givings)
+        self._work(step, run)
         self._done[number].set()
-        return True
+        return run.turn
 
     def _fail(self, error: BaseException) -> None:
         with self._guard:

@@ -28,9 +28,11 @@ def engine_pid(host: str) -> int:
 def children(pid: int) -> list[int]:
     """Return the processes that any thread of a process has started and that still run."""
     found: list[int] = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, path.read_text().split())
+    # A process may be gone at any moment, its folder of threads in the middle of a listing, too.
+    with contextlib.suppress(OSError):
+        for path in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found += map(int, path.read_text().split())
     return found
 
 

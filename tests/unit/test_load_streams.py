@@ -34,7 +34,7 @@ def test_nothing_ends_before_the_gate_and_before_its_base() -> None:
         run.before_end()
         order.append(next(number for number, one in enumerate(steps) if one is own))
 
-    with LoadStreams(steps, work, parallel=4, cancelled=go_on) as streams:
+    with LoadStreams(steps, work, giving=4, ending=4, cancelled=go_on) as streams:
         streams.start()
         assert begun.acquire(timeout=WAIT_S)
         # What builds on another step leaves the cores to the proof.
@@ -63,7 +63,7 @@ def test_fewer_workers_than_steps_do_them_all(parallel: int) -> None:
             done.append(own)
 
     steps = (step(), step(0), step(1), step(2), step())
-    with LoadStreams(steps, work, parallel=parallel, cancelled=go_on) as streams:
+    with LoadStreams(steps, work, giving=parallel, ending=parallel, cancelled=go_on) as streams:
         streams.open_gate()
         streams.start()
         streams.finish()
@@ -93,7 +93,7 @@ def test_who_waits_for_a_base_leaves_its_turn_to_the_next(monkeypatch: pytest.Mo
         with guard:
             running -= 1
 
-    with LoadStreams(steps, work, parallel=2, cancelled=go_on) as streams:
+    with LoadStreams(steps, work, giving=2, ending=2, cancelled=go_on) as streams:
         streams.open_gate()
         streams.start()
         for _ in range(4):
@@ -103,6 +103,36 @@ def test_who_waits_for_a_base_leaves_its_turn_to_the_next(monkeypatch: pytest.Mo
         streams.finish()
     assert len(begun) == 10
     assert most == 2
+
+
+def test_few_are_given_bytes_while_many_end() -> None:
+    steps = (step(), *(step(0) for _ in range(6)))
+    given, all_given, together = threading.Semaphore(0), threading.Event(), threading.Barrier(3)
+    most, giving, guard = 0, 0, threading.Lock()
+
+    def work(own: LoadStep, run: StepRun) -> None:
+        nonlocal most, giving
+        with guard:
+            giving += 1
+            most = max(most, giving)
+        time.sleep(0.01)
+        with guard:
+            giving -= 1
+        given.release()
+        run.before_end()
+        if own.after is None:
+            assert all_given.wait(WAIT_S)
+        else:
+            together.wait(WAIT_S)
+
+    with LoadStreams(steps, work, giving=1, ending=3, cancelled=go_on) as streams:
+        streams.open_gate()
+        streams.start()
+        for _ in steps:
+            assert given.acquire(timeout=WAIT_S)
+        all_given.set()
+        streams.finish()
+    assert most == 1
 
 
 def test_one_failure_ends_the_others_and_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +150,7 @@ def test_one_failure_ends_the_others_and_is_the_error(monkeypatch: pytest.Monkey
             ended.append(True)
 
     monkeypatch.setattr(load_streams, "WAITING_MAX", 0)
-    with LoadStreams((step(), step(0), step(0)), work, parallel=2, cancelled=go_on) as streams:
+    with LoadStreams((step(), step(0), step(0)), work, giving=2, ending=2, cancelled=go_on) as streams:
         streams.start()
         streams.open_gate()
         with pytest.raises(DockerFailed, match="the first one"):
@@ -149,7 +179,7 @@ def test_a_stream_that_was_given_whole_may_settle(monkeypatch: pytest.MonkeyPatc
             run.cancelled()
 
     steps = (LoadStep((), EMPTY, is_base=True), step())
-    with LoadStreams(steps, work, parallel=2, cancelled=go_on) as streams:
+    with LoadStreams(steps, work, giving=2, ending=2, cancelled=go_on) as streams:
         streams.open_gate()
         streams.start()
         with pytest.raises(DockerFailed, match="elsewhere"):
@@ -167,13 +197,13 @@ def test_a_stop_ends_all_and_an_error_outside_too() -> None:
     def work(own: LoadStep, run: StepRun) -> None:
         run.before_end()
 
-    with LoadStreams((step(), step()), work, parallel=2, cancelled=cancelled) as streams:
+    with LoadStreams((step(), step()), work, giving=2, ending=2, cancelled=cancelled) as streams:
         streams.start()
         stopping.set()
         with pytest.raises(Interrupted):
             streams.finish()
     before = set(threading.enumerate())
-    other = LoadStreams((step(),), work, parallel=1, cancelled=go_on)
+    other = LoadStreams((step(),), work, giving=1, ending=1, cancelled=go_on)
     other.start()
     other.__exit__(ValueError, ValueError("outside"), None)
     assert set(threading.enumerate()) <= before
