@@ -27,7 +27,7 @@ FLOORS: Mapping[int, str] = {
         archive archive_gzip archive_json archive_members archive_model archive_oci archive_signature
         tar_index tar_pax tar_writer load_plan
         api_answers cdn_credentials docker_answers tokens
-        load_tree progress unlock_plan upload_form
+        docker_batches load_pace load_tree progress unlock_plan upload_form
     """,
     2: """
         api_client http_transport http_sockets device_conf
