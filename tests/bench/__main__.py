@@ -224,7 +224,8 @@ def measure_unlock(options: argparse.Namespace, results: dict[str, Any], keep: C
                 results["proof"] = proof.measure(images.path("first.enc"), images.path("first.tar"), options.rounds)
             keep()
     if options.large:
-        images = ImageSet(options.work, shared_bytes=3_400_000_000, unique_bytes=660_000_000, layout="older")
+        sizes = {"shared_bytes": 3_400_000_000, "unique_bytes": 660_000_000}
+        images = ImageSet(options.work, **sizes, layout="older", first_only=True)
         say("building the large set")
         images.build()
         with engine_at("found", hosts) as host, Bench(host, images, options.work / "run") as bench:

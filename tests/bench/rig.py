@@ -44,13 +44,19 @@ class Run:
 
 
 class ImageSet:
-    """Seven images over one base, and the same with one of them changed: plain, encrypted, and encrypted by age."""
+    """Seven images over one base, and the same with one of them changed: plain, encrypted, and encrypted by age.
 
-    def __init__(self, folder: Path, *, shared_bytes: int, unique_bytes: int, layout: str) -> None:
+    With `first_only` there is no changed one and nothing for age: what a measurement of memory needs.
+    """
+
+    def __init__(
+        self, folder: Path, *, shared_bytes: int, unique_bytes: int, layout: str, first_only: bool = False
+    ) -> None:
         self.folder = folder / f"{layout}-{shared_bytes}-{unique_bytes}"
         self.shared_bytes, self.unique_bytes, self.layout = shared_bytes, unique_bytes, layout
         self.tags = required_tags(VERSION)
         self.changed_tag = self.tags[2]
+        self.first_only = first_only
 
     @property
     def bytes(self) -> int:
@@ -65,7 +71,10 @@ class ImageSet:
         if self.path("complete").exists():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name, versions in (("first", {}), ("second", {self.changed_tag: 1})):
+        sets: dict[str, dict[str, int]] = {"first": {}}
+        if not self.first_only:
+            sets["second"] = {self.changed_tag: 1}
+        for name, versions in sets.items():
             images = make_images(
                 self.tags,
                 shared_bytes=self.shared_bytes,
@@ -74,10 +83,10 @@ class ImageSet:
                 versions=versions,
             )
             self._write(f"{name}.tar", images)
-        for name in ("first", "second"):
+        for name in sets:
             with self.path(f"{name}.tar").open("rb") as source, self.path(f"{name}.enc").open("wb") as target:
                 target.writelines(encrypted(iter(lambda: source.read(1 << 20), b"")))
-        if shutil.which("age"):
+        if shutil.which("age") and not self.first_only:
             key = subprocess.run(["age-keygen"], capture_output=True, check=True, text=True).stdout
             self.path("age.key").write_text(key)
             public = next(line.split()[-1] for line in key.splitlines() if "public key" in line)
