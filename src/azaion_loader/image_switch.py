@@ -163,16 +163,14 @@ class ImageSwitch:
 
         Return the images that are sure to stand afterwards.
         """
-        discarded = left_over_tags(engine, STAGING_REPOSITORY, keep_staged)
-        self.discard(discarded)
         ours = (f"{STAGING_REPOSITORY}:", f"{ROLLBACK_REPOSITORY}:")
         names = (short_tag(tag) for info in engine for tag in info.tags)
         standing = next((name for name in names if not name.startswith(ours)), None)
         rollback = left_over_tags(engine, ROLLBACK_REPOSITORY, ())
         if standing is not None:
             rollback = self._release([(tag, standing) for tag in rollback])
-        self.discard(rollback)
-        gone = {*discarded, *rollback}
+        gone = {*left_over_tags(engine, STAGING_REPOSITORY, keep_staged), *rollback}
+        self.discard(sorted(gone))
         return [info for info in engine if not info.tags or not gone.issuperset(map(short_tag, info.tags))]
 
     def _restore_after_failure(self, record: RunRecord) -> None:

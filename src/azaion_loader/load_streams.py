@@ -137,29 +137,26 @@ class LoadStreams:
         while self._failed_at is None:
             try:
                 self._take(self._givings)
-                turn = self._take_step()
+                with self._guard:
+                    number = next(self._left, None)
+                if number is None:
+                    self._givings.release()
+                    return
+                self._take_step(number)
             except BaseException as error:  # noqa: BLE001 - handed to `finish`, which raises it
                 # All the others end too, so nobody misses a turn that is not given back.
                 self._fail(error)
                 return
-            if turn is None:
-                self._givings.release()
-                return
-            turn.release()
 
-    def _take_step(self) -> threading.Semaphore | None:
-        """Do the next step and return the turn that it had at its end; None when no step is left."""
-        with self._guard:
-            number = next(self._left, None)
-        if number is None:
-            return None
+    def _take_step(self, number: int) -> None:
+        """Do a step, of which the caller has the turn to give bytes."""
         step = self._steps[number]
         if step.after is not None:
             self._wait(self._gate)  # in order, so nobody behind it is kept from beginning
         run = StepRun(self, step.after, self._givings)
         self._work(step, run)
         self._done[number].set()
-        return run.turn
+        run.turn.release()
 
     def _fail(self, error: BaseException) -> None:
         with self._guard:
