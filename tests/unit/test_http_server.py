@@ -1,6 +1,7 @@
 """The bounds on a connection: how long headers may take, how large they may be, and how nonsense is answered."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -34,22 +35,30 @@ async def app(_scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+@contextlib.contextmanager
+def serving(protocol: type[BoundedHttpProtocol], listener: socket.socket) -> Iterator[None]:
+    config = uvicorn.Config(
+        app, http=protocol, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=HEADERS_MAX_BYTES
+    )
+    server = HttpServer(config, lambda: None)
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(10)
+    assert not thread.is_alive()
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("server") / "s"
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen(64)
-    config = uvicorn.Config(
-        app, http=Impatient, ws="none", lifespan="off", log_config=None, h11_max_incomplete_event_size=HEADERS_MAX_BYTES
-    )
-    server = HttpServer(config, lambda: None)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield path
-    server.should_exit = True
-    thread.join(10)
-    assert not thread.is_alive()
+    with serving(Impatient, listener):
+        yield path
 
 
 def connect(address: Path) -> socket.socket:
@@ -158,7 +167,7 @@ def test_nonsense_is_answered_in_the_house_s_words(address: Path) -> None:
         assert (status, set(json.loads(body))) == (b"400", {"detail", "code"})
 
 
-def test_an_answer_never_waits_for_the_acknowledgement_of_its_headers():
+def test_an_answer_never_waits_for_the_acknowledgement_of_its_headers() -> None:
     # Such a wait is 40 ms for each request of a kept connection: asserted by the option, not by the clock.
     options: list[int] = []
 
@@ -169,16 +178,7 @@ def test_an_answer_never_waits_for_the_acknowledgement_of_its_headers():
             options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=Noting, ws="none", lifespan="off", log_config=None)
-    server = HttpServer(config, lambda: None)
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        with socket.create_connection(listener.getsockname(), timeout=10) as connection:
-            connection.sendall(b"GET / HTTP/1.1\r\nHost: loader\r\n\r\n")
-            assert read_answer(connection) == (b"200", b"0")
-    finally:
-        server.should_exit = True
-        thread.join(10)
-    assert not thread.is_alive()
+    with serving(Noting, listener), socket.create_connection(listener.getsockname(), timeout=10) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: loader\r\n\r\n")
+        assert read_answer(connection) == (b"200", b"0")
     assert options == [1]

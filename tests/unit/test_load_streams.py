@@ -24,6 +24,23 @@ def step(after: int | None = None) -> LoadStep:
     return LoadStep((), EMPTY, after=after)
 
 
+class Gauge:
+    """Knows how many threads were inside its `with` block at once, at `most`."""
+
+    def __init__(self) -> None:
+        self.most = self._inside = 0
+        self._guard = threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._guard:
+            self._inside += 1
+            self.most = max(self.most, self._inside)
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._inside -= 1
+
+
 def test_nothing_ends_before_the_gate_and_before_its_base() -> None:
     steps = (step(), step(0), step(0), step(2))
     order: list[int] = []
@@ -50,17 +67,12 @@ def test_nothing_ends_before_the_gate_and_before_its_base() -> None:
 @pytest.mark.parametrize("parallel", [1, 2, 9])
 def test_fewer_workers_than_steps_do_them_all(parallel: int) -> None:
     done: list[LoadStep] = []
-    most, running, guard = 0, 0, threading.Lock()
+    running = Gauge()
 
     def work(own: LoadStep, run: StepRun) -> None:
-        nonlocal most, running
-        with guard:
-            running += 1
-            most = max(most, running)
-        run.before_end()
-        with guard:
-            running -= 1
-            done.append(own)
+        with running:
+            run.before_end()
+        done.append(own)
 
     steps = (step(), step(0), step(1), step(2), step())
     with LoadStreams(steps, work, giving=parallel, ending=parallel, cancelled=go_on) as streams:
@@ -68,7 +80,7 @@ def test_fewer_workers_than_steps_do_them_all(parallel: int) -> None:
         streams.start()
         streams.finish()
     assert len(done) == 5
-    assert most <= parallel
+    assert running.most <= parallel
 
 
 def test_who_waits_for_a_base_leaves_its_turn_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,21 +89,16 @@ def test_who_waits_for_a_base_leaves_its_turn_to_the_next(monkeypatch: pytest.Mo
     steps = (step(), *(step(0) for _ in range(9)))
     given, registered = threading.Semaphore(0), threading.Event()
     begun: list[LoadStep] = []
-    most, running, guard = 0, 0, threading.Lock()
+    ending = Gauge()
 
     def work(own: LoadStep, run: StepRun) -> None:
-        nonlocal most, running
         begun.append(own)
         given.release()
         run.before_end()
-        with guard:
-            running += 1
-            most = max(most, running)
-        if own.after is None:
-            assert registered.wait(WAIT_S)
-        time.sleep(0.01)
-        with guard:
-            running -= 1
+        with ending:
+            if own.after is None:
+                assert registered.wait(WAIT_S)
+            time.sleep(0.01)
 
     with LoadStreams(steps, work, giving=2, ending=2, cancelled=go_on) as streams:
         streams.open_gate()
@@ -102,22 +109,17 @@ def test_who_waits_for_a_base_leaves_its_turn_to_the_next(monkeypatch: pytest.Mo
         registered.set()
         streams.finish()
     assert len(begun) == 10
-    assert most == 2
+    assert ending.most == 2
 
 
 def test_few_are_given_bytes_while_many_end() -> None:
     steps = (step(), *(step(0) for _ in range(6)))
     given, all_given, together = threading.Semaphore(0), threading.Event(), threading.Barrier(3)
-    most, giving, guard = 0, 0, threading.Lock()
+    giving = Gauge()
 
     def work(own: LoadStep, run: StepRun) -> None:
-        nonlocal most, giving
-        with guard:
-            giving += 1
-            most = max(most, giving)
-        time.sleep(0.01)
-        with guard:
-            giving -= 1
+        with giving:
+            time.sleep(0.01)
         given.release()
         run.before_end()
         if own.after is None:
@@ -132,7 +134,7 @@ def test_few_are_given_bytes_while_many_end() -> None:
             assert given.acquire(timeout=WAIT_S)
         all_given.set()
         streams.finish()
-    assert most == 1
+    assert giving.most == 1
 
 
 def test_one_failure_ends_the_others_and_is_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
